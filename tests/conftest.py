@@ -1,0 +1,64 @@
+"""Take the definitions out of the notebook, so that tests can call them."""
+
+import ast
+import json
+import sys
+import types
+from pathlib import Path
+
+import hypothesis
+import matplotlib
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "Model_pruning_exploration.ipynb"
+DEFINING = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+RUN_TIME = {"STAND_IN": False}
+
+matplotlib.use("Agg")
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
+
+
+def defines(statement):
+    """Return whether a statement defines something and runs nothing."""
+    if isinstance(statement, ast.Assign):
+        names = [getattr(target, "id", "") for target in statement.targets]
+        return all(name.isupper() and name not in RUN_TIME for name in names)
+    return isinstance(statement, DEFINING)
+
+
+def definitions(path):
+    """Return a notebook's imports, constants, functions and classes."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    tree = ast.parse("\n".join("".join(source) for source in code))
+    kept = []
+    for statement in tree.body:
+        if isinstance(statement, ast.With):
+            statement.body = [s for s in statement.body if defines(s)]
+            kept += [statement] if statement.body else []
+        elif defines(statement):
+            kept.append(statement)
+    return ast.Module(kept, type_ignores=[])
+
+
+@pytest.fixture(scope="session")
+def nb():
+    """Return a module that holds the notebook's definitions."""
+    module = types.ModuleType("notebook_definitions")
+    sys.modules[module.__name__] = module
+    vars(module).update(RUN_TIME)
+    exec(compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec"), vars(module))
+    return module
+
+
+@pytest.fixture(scope="session")
+def data(nb):
+    """Return the small stand-in for MNIST."""
+    return nb.stand_in("digits")
+
+
+@pytest.fixture
+def model(nb):
+    """Return a small untrained network."""
+    return nb.build_mlp((12, 8), seed=0)
