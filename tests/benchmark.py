@@ -1,0 +1,179 @@
+"""Measure what the notebook costs: time by part, memory, training, sweep.
+
+Run `python tests/benchmark.py`, or with `--quick` for the sweep and the
+training only, or with `--notebook` for the notebook only. Nothing else should
+be running: all times are wall-clock times.
+"""
+
+import argparse
+import resource
+import sys
+import time
+import types
+from datetime import datetime
+
+import nbclient
+import nbformat
+from conftest import NOTEBOOK, RUN_TIME, definitions
+
+
+def timed(function):
+    """Return the seconds that a call of `function` takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def interleaved(functions, rounds=3):
+    """Return {name: best seconds of some rounds, taken in turns}."""
+    times = [
+        {n: timed(f) for n, f in functions.items()} for _ in range(rounds)
+    ]
+    return {name: min(t[name] for t in times) for name in functions}
+
+
+def seconds_of(cell):
+    """Return the seconds that an executed cell took."""
+    stamps = cell.metadata.get("execution", {})
+    ends = [stamps.get(f"iopub.{x}") for x in ("execute_input", "status.idle")]
+    if None in ends:
+        return 0.0
+    start, end = (datetime.fromisoformat(e.replace("Z", "")) for e in ends)
+    return (end - start).total_seconds()
+
+
+def notebook():
+    """Execute the notebook in memory; print its times and peak memory.
+
+    Runs first: the peak is the largest among child processes so far, which
+    count as big as this one until they start their own program.
+    """
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    client = nbclient.NotebookClient(book, timeout=None, resources=folder)
+    whole = timed(client.execute)
+    parts, part = {}, ""
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            parts[part] = parts.get(part, 0) + seconds_of(cell)
+        elif cell.source.startswith("## "):
+            part = cell.source.splitlines()[0].removeprefix("## ")
+    for part, seconds in parts.items():
+        print(f"{seconds:8.1f} s  {part}")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    print(f"{whole:8.1f} s  whole notebook, peak memory {peak / 1e9:.2f} GB")
+
+
+def load():
+    """Return a module of the notebook's definitions."""
+    module = types.ModuleType("notebook_definitions")
+    sys.modules[module.__name__] = module
+    vars(module).update(RUN_TIME)
+    code = compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec")
+    exec(code, vars(module))
+    return module
+
+
+def products(nb, kernels, images, rows, backward=False):
+    """Multiply all images by all kernels, `rows` at a time, nothing else.
+
+    With `backward` also the products that training needs: the gradients of
+    all kernels, and of all inputs but the images.
+    """
+    flat = images.reshape(len(images), -1).astype("float32")
+    kernels = [nb.tf.constant(kernel) for kernel in kernels]
+    starts = range(0, len(flat), rows)
+    batches = [nb.tf.constant(flat[s : s + rows]) for s in starts]
+
+    def multiply():
+        for x in batches:
+            for i, kernel in enumerate(kernels):
+                y = nb.tf.matmul(x, kernel)
+                if backward:
+                    nb.tf.matmul(x, y, transpose_a=True)
+                if backward and i:
+                    nb.tf.matmul(y, kernel, transpose_b=True)
+                x = y
+        x.numpy()
+
+    return multiply
+
+
+def usual(nb, model, data, rules):
+    """Return the sweep as commonly written: zeros and Keras's evaluate."""
+    model = nb.copy_of(model)
+    loss = nb.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss, metrics=["accuracy"])
+    weights = model.get_weights()
+
+    def evaluate_all():
+        for rule in rules.values():
+            for sparsity in nb.SPARSITIES:
+                *hidden, last = weights
+                pruned = [k * rule(k, sparsity) for k in hidden]
+                model.set_weights([*pruned, last])
+                test = data.x_test, data.y_test
+                model.evaluate(*test, batch_size=128, verbose=0)
+
+    return evaluate_all
+
+
+def training(nb, data):
+    """Print the seconds of an epoch; return the model trained for one."""
+    untrained, marks = nb.build_mlp(nb.HIDDEN_UNITS), []
+    clock = nb.keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda *_: marks.append(time.perf_counter()),
+        on_epoch_end=lambda *_: marks.append(time.perf_counter()),
+    )
+    model = nb.train(untrained, data, 2, seed=0, callbacks=[clock])
+    epoch = marks[-1] - marks[-2]
+    images = nb.holdout(data).x_train
+    kernels = untrained.get_weights()
+    bare = products(nb, kernels, images, nb.BATCH_SIZE, backward=True)
+    share = interleaved({"bare": bare})["bare"] / epoch
+    print(f"{epoch:8.2f} s  an epoch, {share:.0%} of it in matrix products")
+    return model
+
+
+def sweeping(nb, model, data):
+    """Print the time of a sweep, beside bare products and the usual way."""
+    rules = {"weight": nb.weight_mask, "unit": nb.unit_mask}
+    bare = products(nb, model.get_weights(), data.x_test, 1000)
+    points = len(rules) * len(nb.SPARSITIES)
+    best = interleaved(
+        {
+            "sweep": lambda: nb.sweep(model, data, rules, nb.SPARSITIES),
+            "bare": lambda: [bare() for _ in range(points)],
+            "usual": usual(nb, model, data, rules),
+        }
+    )
+    ratios = {name: best["sweep"] / best[name] for name in best}
+    print(f"{best['sweep']:8.2f} s  a sweep of {points} points")
+    print(
+        f"{best['bare']:8.2f} s  {points} dense passes of bare products: "
+        f"the sweep takes {ratios['bare']:.2f} of it"
+    )
+    print(
+        f"{best['usual']:8.2f} s  the usual way, zeros and evaluate: "
+        f"the sweep takes {ratios['usual']:.2f} of it"
+    )
+
+
+def main():
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--quick", action="store_true", help="no notebook")
+    only.add_argument("--notebook", action="store_true", help="nothing else")
+    options = parser.parse_args()
+    if not options.quick:
+        notebook()
+    if not options.notebook:
+        nb = load()
+        data = nb.load_dataset("mnist")
+        sweeping(nb, training(nb, data), data)
+
+
+if __name__ == "__main__":
+    main()
