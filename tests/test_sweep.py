@@ -313,7 +313,7 @@ def test_a_stand_in_judges_other_claims(nb, monkeypatch, capsys):
 def test_a_sweep_is_plotted(nb, results, figures):
     nb.plot_sweep(results, "Digits")
     figure = plt.gcf()
-    assert figure.get_suptitle() == "Digits"
+    assert [ax.get_title() for ax in figure.axes] == ["Digits"] * 2
     assert [ax.get_xlabel() for ax in figure.axes] == ["sparsity (%)"] * 2
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert labels == ["test accuracy (%)", "test loss (nats)"]
