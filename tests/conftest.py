@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "Model_pruning_exploration.ipynb"
@@ -62,3 +63,12 @@ def data(nb):
 def model(nb):
     """Return a small untrained network."""
     return nb.build_mlp((12, 8), seed=0)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Let `plt.show` keep the figures; close all before and afterwards."""
+    plt.close("all")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    yield
+    plt.close("all")

@@ -91,14 +91,6 @@ def few(data):
     return dataclasses.replace(data, **rows)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Let `plt.show` keep the figures, and close them afterwards."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-    yield
-    plt.close("all")
-
-
 # criteria
 
 

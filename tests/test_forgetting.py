@@ -82,14 +82,6 @@ def populations(nb, few, monkeypatch):
     return nb.populate(few), nb.populate(few)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Let `plt.show` keep the figures, and close them afterwards."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-    yield
-    plt.close("all")
-
-
 # populations
 
 

@@ -25,14 +25,6 @@ def results(nb, data, trained):
     return nb.sweep(trained, data, nb.RULES, SPARSITIES)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Let `plt.show` keep the figures, and close them afterwards."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-    yield
-    plt.close("all")
-
-
 def same_weights(model, other):
     """Return whether two models have equal weights."""
     pairs = zip(model.get_weights(), other.get_weights())
@@ -366,6 +358,6 @@ def test_every_other_figure_labels_its_axes(nb, results, trained, figures):
         assert len(axes) == 2 and axes[0].get_ylabel()
 
 
-def test_one_rule_or_one_data_set_can_be_drawn(nb, data):
+def test_one_rule_or_one_data_set_can_be_drawn(nb, data, figures):
     nb.show_masks(np.eye(3), {"weight": nb.weight_mask}, 0.5)
     nb.show_samples([data])

@@ -153,14 +153,6 @@ def half_precision():
     keras.config.set_dtype_policy(before)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Let `plt.show` keep the figures, and close them afterwards."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-    yield
-    plt.close("all")
-
-
 # zeros that hold
 
 
