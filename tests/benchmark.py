@@ -10,12 +10,11 @@ import argparse
 import resource
 import sys
 import time
-import types
 from datetime import datetime
 
 import nbclient
 import nbformat
-from conftest import NOTEBOOK, RUN_TIME, definitions
+from conftest import NOTEBOOK, load
 
 
 def timed(function):
@@ -64,16 +63,6 @@ def notebook():
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     print(f"{whole:8.1f} s  whole notebook, peak memory {peak / 1e9:.2f} GB")
-
-
-def load():
-    """Return a module of the notebook's definitions."""
-    module = types.ModuleType("notebook_definitions")
-    sys.modules[module.__name__] = module
-    vars(module).update(RUN_TIME)
-    code = compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec")
-    exec(code, vars(module))
-    return module
 
 
 def products(nb, kernels, images, rows, backward=False):

@@ -43,14 +43,19 @@ def definitions(path):
     return ast.Module(kept, type_ignores=[])
 
 
-@pytest.fixture(scope="session")
-def nb():
+def load():
     """Return a module that holds the notebook's definitions."""
     module = types.ModuleType("notebook_definitions")
     sys.modules[module.__name__] = module
     vars(module).update(RUN_TIME)
     exec(compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec"), vars(module))
     return module
+
+
+@pytest.fixture(scope="session")
+def nb():
+    """Return the notebook's definitions."""
+    return load()
 
 
 @pytest.fixture(scope="session")
