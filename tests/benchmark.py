@@ -153,7 +153,7 @@ def sweeping(nb, model, data):
 def record(nb, data, epochs=40, seeds=range(3)):
     """Print the test errors of LeNet-300-100, pruned in a long training."""
     for kept in (5, 2):
-        errors = nb.lenet_errors(data, kept, epochs, seeds)
+        errors = [nb.lenet_error(data, kept, epochs, s) for s in seeds]
         mean, low, high = sum(errors) / len(errors), min(errors), max(errors)
         print(
             f"LeNet-300-100, {kept} % kept, {epochs} epochs: error "

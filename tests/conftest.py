@@ -1,6 +1,7 @@
 """Take the definitions out of the notebook, so that tests can call them."""
 
 import ast
+import gc
 import json
 import sys
 import types
@@ -49,6 +50,7 @@ def load():
     sys.modules[module.__name__] = module
     vars(module).update(RUN_TIME)
     exec(compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec"), vars(module))
+    gc.freeze()  # as the notebook does
     return module
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-CRITERIA = ["L1 norm", "mean activation", "APoZ", "Taylor", "random"]
-TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+RANDOM = ["random 1", "random 2", "random 3"]
+CRITERIA = ["L1 norm", "mean activation", "APoZ", "Taylor", *RANDOM]
+TITLES = ("MNIST", "Fashion-MNIST")
 KERNELS = [
     np.array([[1.0, -1, 0.5, -2], [2, 1, -0.5, -2]]),
     np.array([[1.0, -1, 2], [0.5, 3, -1], [2, -2, 1], [1, 1, 1]]),
@@ -76,7 +77,8 @@ def poisoned(data):
 
 def same(scores, others):
     """Return whether two lists of arrays are equal."""
-    return all(np.array_equal(a, b) for a, b in zip(scores, others))
+    pairs = zip(scores, others, strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def zeros(model):
@@ -109,17 +111,37 @@ def test_scores_are_those_of_a_slow_reference(nb):
             assert scores[name][layer] == pytest.approx(values, 1e-4, 1e-7)
 
 
-def test_derivatives_are_those_of_the_mean_loss(nb):
-    model = network(KERNELS)
-    seen = puts_out(KERNELS, ROWS)[:-1]
-    found = nb.gradients(model, ROWS.astype("float32"), LABELS)
-    assert len(found) == len(nb.activations(model, ROWS)) == len(seen)
-    for layer, values in enumerate(seen):
-        expected = slopes(KERNELS[layer + 1 :], values)
-        alive = values > 0
-        assert np.array(found[layer])[alive] == pytest.approx(
-            expected[alive], rel=1e-3, abs=1e-6
-        )
+def test_activity_is_that_of_the_hidden_layers(nb):
+    outputs, gradients = nb.activity(network(KERNELS), ROWS, LABELS)
+    hidden = puts_out(KERNELS, ROWS)[:-1]
+    triples = zip(hidden, outputs, gradients, strict=True)
+    for layer, (values, found, gradient) in enumerate(triples, start=1):
+        assert found == pytest.approx(values, 1e-5)
+        expected, alive = slopes(KERNELS[layer:], values), values > 0
+        assert gradient[alive] == pytest.approx(expected[alive], 1e-3, 1e-6)
+
+
+def test_activity_is_seen_without_dropout(nb, model, data):
+    dropping = nb.build_mlp((12, 8), dropout=0.5)
+    dropping.set_weights(model.get_weights())
+    rows = data.x_test[:50], data.y_test[:50]
+    both = [nb.activity(own, *rows) for own in (model, dropping)]
+    assert all(same(seen, own) for seen, own in zip(*both))
+
+
+def test_random_scores_are_drawn_three_times(nb, model, data):
+    scores = nb.unit_scores(model, data)
+    draws = [np.concatenate(scores[name]) for name in RANDOM]
+    assert len(np.unique(draws)) == 3 * (12 + 8)
+    again = nb.unit_scores(model, nb.holdout(data))
+    assert all(same(scores[name], again[name]) for name in RANDOM)
+
+
+def test_scores_are_those_of_the_layers_that_are_pruned(nb, data):
+    model = nb.build_mlp((12, 1, 8))
+    units = [kernel.shape[-1] for kernel in nb.prunable_kernels(model)]
+    for scores in nb.unit_scores(model, data).values():
+        assert [len(own) for own in scores] == units == [12, 8]
 
 
 def test_a_unit_that_never_fires_goes_first(nb):
@@ -152,8 +174,10 @@ def test_scores_are_of_validation_rows(nb, model, data, monkeypatch):
     assert all(same(found[name], blind[name]) for name in CRITERIA)
     of_test_rows = nb.unit_scores(model, data)
     assert not same(found["Taylor"], of_test_rows["Taylor"])
-    monkeypatch.setattr(nb, "sweep", lambda *given: given)
-    _, measured, rules, _ = nb.sweep_criteria(model, poisoned(data), [0.5])
+    sweep, given = nb.sweep, []
+    monkeypatch.setattr(nb, "sweep", lambda *a: given.extend(a) or sweep(*a))
+    nb.sweep_criteria(model, poisoned(data), [0.5])
+    _, measured, rules, _ = given
     assert not measured.x_test.any(), "test rows measure the result"
     assert [*rules] == ["L2 norm", *CRITERIA]
     assert rules["L2 norm"] is nb.unit_mask
@@ -182,8 +206,15 @@ def test_the_lowest_scores_go_and_ties_by_position(nb, model):
 
 def test_criteria_are_swept(nb, model, data):
     results = nb.sweep_criteria(model, data, (0, 0.5))
-    assert results.rule.unique().tolist() == ["L2 norm", *CRITERIA]
+    names = ["L2 norm", *CRITERIA[:4], *["random"] * 3]
+    assert results.rule.tolist() == np.repeat(names, 2).tolist()
+    assert [*nb.CRITERIA_STYLES] == results.rule.unique().tolist()
     whole, half = (results[results.sparsity == s] for s in (0, 0.5))
+    scores = nb.unit_scores(model, nb.holdout(data))
+    rules = [nb.unit_mask, *(nb.ByScores(scores[name]) for name in CRITERIA)]
+    pruned = [nb.prune(model, rule, 0.5) for rule in rules]
+    expected = [nb.evaluate(network, data)["accuracy"] for network in pruned]
+    assert half.accuracy.tolist() == pytest.approx(expected)
     assert whole.accuracy.nunique() == 1
     assert (whole.parameters == model.count_params()).all()
     assert (half.parameters <= nb.parameters_left((12, 8), (0.5, 0.5))).all()
@@ -258,10 +289,9 @@ def test_an_allotment_asks_its_rule_layer_by_layer(nb, model):
 @pytest.mark.parametrize("rule", ["weight_mask", "unit_mask"])
 def test_each_layer_is_pruned_alone(nb, model, data, rule):
     before, rule = model.get_weights(), getattr(nb, rule)
-    lost = nb.sensitivity(model, data, rule, (0, 0.5, 0.75))
+    lost = nb.sensitivity(model, data, rule, (0.5, 0.75))
     assert lost.index.tolist() == [1, 2]
-    assert lost.columns.tolist() == [0, 0.5, 0.75]
-    assert (lost[0] == 0).all()
+    assert lost.columns.tolist() == [0.5, 0.75]
     assert same(model.get_weights(), before)
     whole = (nb.logits_of(model, data.x_test).argmax(1) == data.y_test).mean()
     for layer, sparsity in itertools.product((0, 1), (0.5, 0.75)):
@@ -272,6 +302,12 @@ def test_each_layer_is_pruned_alone(nb, model, data, rule):
         answers = nb.logits_of(pruned, data.x_test).argmax(axis=1)
         points = 100 * (whole - (answers == data.y_test).mean())
         assert lost.loc[layer + 1, sparsity] == pytest.approx(points)
+
+
+def test_a_layer_left_whole_loses_nothing(nb, model, data):
+    lost = nb.sensitivity(model, data, nb.unit_mask, (0, 0.5))
+    assert lost.columns.tolist() == [0, 0.5]
+    assert (lost[0] == 0).all()
 
 
 @pytest.mark.parametrize("sparsities", [(0, 0), (0.5, 0.25), (0.4, 0.8)])
@@ -309,17 +345,17 @@ def test_the_shortlist_is_that_of_brute_force(nb):
 
 
 def test_the_best_of_the_shortlist_is_allotted(nb, model, data, monkeypatch):
-    choices = [(0.75, 0.75), (0.25, 0), (0.5, 0.5)]
-    monkeypatch.setattr(nb, "shortlist", lambda *given: choices)
-    accuracies = [
-        nb.evaluate(
-            nb.prune(model, nb.Allotted(nb.unit_mask, choice), None), data
-        )[0]
-        for choice in choices
-    ]
+    choices, asked = [(0.75, 0.75), (0.25, 0), (0.5, 0.5)], []
+    monkeypatch.setattr(
+        nb, "shortlist", lambda *given: asked.extend(given) or choices
+    )
+    rules = [nb.Allotted(nb.unit_mask, choice) for choice in choices]
+    pruned = [nb.prune(model, rule, None) for rule in rules]
+    accuracies = [nb.evaluate(own, data)["accuracy"] for own in pruned]
     assert len({*accuracies}) > 1
-    best = nb.allot(model, data, None, None)
-    assert best.sparsities == choices[np.argmax(accuracies)]
+    best = nb.allot(model, data, "lost", "budget")
+    assert asked == ["lost", [12, 8], "budget"]
+    assert best == rules[np.argmax(accuracies)]
 
 
 def test_an_allotment_keeps_to_its_budget(nb, model, data):
@@ -353,37 +389,41 @@ def test_shuffled_masks_keep_as_many_weights(nb, model):
     assert not same(found, nb.shuffled(masks, 2))
 
 
-@pytest.mark.parametrize("kept", [33, 11, 3.6])
-def test_a_small_dense_network_fills_its_budget(nb, kept):
-    small = nb.small_dense(kept, seed=0)
-    budget = kept / 100 * 266_200
-    units = small.layers[-2].units
-    larger = nb.build_mlp((3 * units + 3, units + 1))
-    assert small.layers[-3].units == 3 * units
-    assert small.count_params() <= budget < larger.count_params()
-    same_again = nb.small_dense(kept, seed=0)
-    assert same(small.get_weights(), same_again.get_weights())
+@pytest.mark.parametrize("units", [1, 2, 12, 36])
+def test_a_small_dense_network_is_the_least_that_is_large_enough(nb, units):
+    exact = nb.build_mlp((3 * units, units), seed=5)
+    weights = exact.count_params()
+    next_larger = nb.build_mlp((3 * units + 3, units + 1), seed=5)
+    for asked, expected in ((weights, exact), (weights + 1, next_larger)):
+        found = nb.small_dense(asked, seed=5)
+        assert same(found.get_weights(), expected.get_weights())
+    other = nb.small_dense(weights, seed=6)
+    assert not same(other.get_weights(), exact.get_weights())
 
 
-def test_tickets_are_rewound(nb, few, monkeypatch):
+def test_the_smallest_dense_network_has_one_unit_last(nb):
+    assert [v.shape[1] for v in nb.small_dense(1, 0).weights] == [3, 1, 10]
+
+
+def test_tickets_are_rewound_and_tabled(nb, few, monkeypatch):
     monkeypatch.setattr(nb, "TICKET_SIZES", (50, 20))
     monkeypatch.setattr(nb, "LENET_UNITS", (30, 12))
     fine_tune, starts, finals = nb.fine_tune, [], []
 
     def noted(model, *settings):
         starts.append(model.get_weights())
-        final = fine_tune(model, *settings)
-        finals.append(final.get_weights())
-        return final
+        finals.append(fine_tune(model, *settings))
+        return finals[-1]
 
     monkeypatch.setattr(nb, "fine_tune", noted)
-    rows = nb.find_tickets(few, seed=3)
-    names = ["ticket", "other initial weights", "random mask", "small dense"]
-    assert [row[:3] for row in rows] == [
-        (3, 100, "ticket"),
-        *((3, kept, name) for kept in (50, 20) for name in names),
-    ]
-    assert all(0 <= row[3] <= 1 for row in rows)
+    table = nb.find_tickets(few, seed=3)
+    whole = nb.train(nb.build_mlp((30, 12), 3), few, nb.TICKET_EPOCHS, 3)
+    accuracies = [nb.evaluate(m, few)["accuracy"] for m in (whole, *finals)]
+    assert [*table] == ["kept", "start", "accuracy", "seed"]
+    assert table.kept.tolist() == [100, *[50] * 4, *[20] * 4]
+    assert table.start.tolist() == ["ticket", *[*nb.STARTS] * 2]
+    assert table.accuracy.tolist() == accuracies
+    assert (table.seed == 3).all()
     first = nb.build_mlp((30, 12), 3).get_weights()
     other = nb.build_mlp((30, 12), 103).get_weights()
     size = first[0].size + first[1].size
@@ -398,37 +438,69 @@ def test_tickets_are_rewound(nb, few, monkeypatch):
         assert [m.sum() for m in places] == counts
         assert same(random, [w * m for w, m in zip(first, places)])
         assert not same(masks, places)
-        assert sum(w.size for w in small) <= kept / 100 * (size + 120)
+        fewest = nb.small_dense(sum(counts), 3)
+        assert same(small, fewest.get_weights())
     for start, final in zip(starts, finals):
-        assert same([w == 0 for w in start], [w == 0 for w in final])
-    lasting = [np.abs(kernel) for kernel in finals[0][:2]]
-    ranks = nb.Together(nb.magnitudes).masks(lasting, 0.8)
-    assert same(ranks, [w != 0 for w in starts[4][:2]])
+        lasting = [w == 0 for w in final.get_weights()]
+        assert same(lasting, [w == 0 for w in start])
+    before = (whole, starts[0], 0.5), (finals[0], starts[4], 0.8)
+    for trained, start, sparsity in before:
+        largest = nb.Together(nb.magnitudes)
+        masks = largest.masks(trained.get_weights()[:2], sparsity)
+        assert same(masks, [w != 0 for w in start[:2]])
 
 
 # pictures
 
 
+def axes_of_all_figures():
+    """Return the axes of each open figure."""
+    return [plt.figure(number).axes for number in plt.get_fignums()]
+
+
+def tickets(nb):
+    """Return a made-up table of two searches for tickets."""
+    kinds = [(100, "ticket"), *itertools.product(nb.TICKET_SIZES, nb.STARTS)]
+    rows = [
+        (kept, start, (kept + len(start) + 2 * seed) / 200, seed)
+        for seed in (0, 1)
+        for kept, start in kinds
+    ]
+    return pd.DataFrame(rows, columns=["kept", "start", "accuracy", "seed"])
+
+
 def test_pictures_name_their_axes(nb, model, data, figures):
     results = nb.sweep(model, data, nb.RULES, (0, 0.5))
-    both = pd.concat([results.assign(seed=seed) for seed in (0, 1)])
-    nb.plot_criteria(dict.fromkeys(TITLES, both), TITLES)
+    nb.plot_criteria(dict.fromkeys(TITLES, results))
     nb.plot_layer_sparsities(model, nb.GUARDED, (0.5, 0.8))
     lost = nb.sensitivity(model, data, nb.unit_mask, (0.5, 0.75))
-    keys = itertools.product(TITLES, nb.RULES)
-    nb.show_scans(dict.fromkeys(keys, lost), TITLES)
-    kinds = itertools.product((100, *nb.TICKET_SIZES), ("ticket", "other"))
-    rows = [(seed, *kind, 0.9) for kind in kinds for seed in (0, 1)]
-    columns = ["seed", "kept", "start", "accuracy"]
-    nb.plot_tickets(pd.DataFrame(rows, columns=columns))
-    labels = [("sparsity of units (%)", "test accuracy (%)")]
-    labels += [("hidden layer", "sparsity (%)")]
-    labels += [("sparsity (%)", "hidden layer")]
-    labels += [("weights kept (%)", "test accuracy (%)")]
-    for number, (x, y) in zip(plt.get_fignums(), labels, strict=True):
-        ax, *others = plt.figure(number).axes
-        assert (ax.get_xlabel(), ax.get_ylabel()) == (x, y)
-        assert all(other.get_xlabel() == x for other in others)
+    nb.show_scans(dict.fromkeys(itertools.product(TITLES, nb.RULES), lost))
+    nb.plot_tickets(tickets(nb), "MNIST")
+    labels = [
+        ("sparsity of units (%)", "test accuracy (%)"),
+        ("hidden layer", "sparsity (%)"),
+        ("sparsity (%)", "hidden layer"),
+        ("weights kept (%)", "test accuracy (%)"),
+    ]
+    for axes, both in zip(axes_of_all_figures(), labels, strict=True):
+        assert {(ax.get_xlabel(), ax.get_ylabel()) for ax in axes} == {both}
+
+
+def test_criteria_are_drawn_as_they_are(nb, model, data, figures):
+    results = nb.sweep_criteria(model, data, (0, 0.5, 0.75))
+    nb.plot_criteria({"one": results, "other": results.iloc[:6]})
+    one, other = plt.gcf().axes
+    assert (one.get_title(), other.get_title()) == ("one", "other")
+    means = results.groupby(["rule", "sparsity"]).accuracy.mean()
+    for line in one.lines:
+        assert line.get_xdata() == pytest.approx([0, 50, 75])
+        expected = 100 * means[line.get_label()].to_numpy()
+        assert line.get_ydata() == pytest.approx(expected)
+        color = nb.CRITERIA_STYLES[line.get_label()]["color"]
+        assert line.get_color() == color
+    names = [text.get_text() for text in one.get_legend().get_texts()]
+    assert names == results.rule.unique().tolist()
+    assert [line.get_label() for line in other.lines] == names[:2]
 
 
 def test_layer_sparsities_are_drawn_as_they_are(nb, model, figures):
@@ -438,3 +510,58 @@ def test_layer_sparsities_are_drawn_as_they_are(nb, model, figures):
         sizes = [kernel.size for kernel in model.get_weights()]
         shares = [100 * n / size for n, size in zip(counts, sizes)]
         assert line.get_ydata() == pytest.approx(shares[:2])
+        assert line.get_label() == f"{100 * sparsity:.0f}% of the whole"
+
+
+def test_a_heat_map_is_the_table_with_texts(nb, figures):
+    values = np.array([[-30, 4, 25.4], [-24.6, 0, 24]])
+    table = pd.DataFrame(values, ["a", "b"], [0.5, 0.9, 0.99])
+    texts = table.map("<{}>".format)
+    (ax,) = nb.panels(1)
+    for given in (texts, texts.to_numpy()):
+        ax.clear()
+        picture = nb.heat_map(ax, table, given, 25, vmin=-40, vmax=50)
+        assert (picture.get_array() == values).all()
+        assert picture.get_clim() == (-40, 50)
+        assert len(ax.texts) == values.size
+        for text in ax.texts:
+            column, row = text.get_position()
+            assert text.get_text() == f"<{values[row, column]}>"
+            dark = abs(values[row, column]) > 25
+            assert text.get_color() == ("white" if dark else "black")
+    ticks = ax.get_xticklabels(), ax.get_yticklabels()
+    assert [t.get_text() for t in ticks[0]] == ["50", "90", "99"]
+    assert [t.get_text() for t in ticks[1]] == ["a", "b"]
+
+
+def test_scans_are_drawn_in_whole_points(nb, figures):
+    keys = [*itertools.product(TITLES, nb.RULES)]
+    scans = {
+        key: pd.DataFrame([[n - 0.4, 30.0]], [1], [0.5, 0.9])
+        for n, key in enumerate(keys)
+    }
+    nb.show_scans(scans)
+    for n, (ax, (title, rule)) in enumerate(zip(plt.gcf().axes, keys)):
+        assert ax.get_title() == f"{title}, {rule} pruning"
+        assert [t.get_text() for t in ax.texts] == [str(n), "30"]
+        assert ax.images[0].get_clim() == (0, 40)
+
+
+def test_tickets_are_drawn_as_they_are(nb, figures):
+    table = tickets(nb)
+    nb.plot_tickets(table, "MNIST")
+    ax = plt.gca()
+    *lines, dense = ax.lines
+    means = 100 * table.groupby(["start", "kept"]).accuracy.mean()
+    sizes = sorted(nb.TICKET_SIZES)
+    for line, start in zip(lines, nb.STARTS, strict=True):
+        assert line.get_label() == start
+        assert line.get_xdata().tolist() == sizes
+        assert line.get_ydata() == pytest.approx(means[start][sizes])
+        assert line.get_color() == nb.STARTS[start]["color"]
+    assert dense.get_label() == "dense"
+    assert dense.get_ydata() == pytest.approx([means["ticket"][100]] * 2)
+    assert ax.get_title() == "MNIST"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["33", "11", "3.6"]
+    left, right = ax.get_xlim()
+    assert left > right, "ever fewer weights to the right"

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,11 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 CLASSES = 4
 LABELS = np.arange(200) % CLASSES
-TABLES = arrays(
-    int,
-    st.tuples(st.integers(1, 6), st.integers(1, 8)),
-    elements=st.integers(0, 3),
-)
+UNEVEN = np.repeat(range(CLASSES), [90, 60, 40, 10])
 
 
 def guesses(networks, accuracy, seed, labels=LABELS):
@@ -29,10 +24,26 @@ def guesses(networks, accuracy, seed, labels=LABELS):
     return np.where(random.random(shape) < accuracy, labels, wrong)
 
 
+def tables(images):
+    """Return a strategy for answers of one to six networks."""
+    shapes = st.tuples(st.integers(1, 6), st.just(images))
+    return arrays(int, shapes, elements=st.integers(0, CLASSES - 1))
+
+
 def slow_modal(answers):
     """Return the commonest answer per image, the lowest of a tie."""
     counts = [collections.Counter(column) for column in answers.T.tolist()]
     return [min(c, key=lambda label: (-c[label], label)) for c in counts]
+
+
+def slow_disputed(before, after):
+    """Return all images, the surest of different answers first."""
+    sure = []
+    for own, others in zip(before.T.tolist(), after.T.tolist()):
+        (one,), (other,) = (slow_modal(np.c_[x]) for x in (own, others))
+        shares = own.count(one) / len(own) + others.count(other) / len(others)
+        sure.append(-1 if one == other else shares)
+    return sorted(range(len(sure)), key=lambda image: -sure[image])
 
 
 def slow_recalls(answers, labels):
@@ -73,69 +84,101 @@ def few(data):
     return dataclasses.replace(data, **rows)
 
 
-@pytest.fixture
-def populations(nb, few, monkeypatch):
-    """Return a population of two, and the same once more."""
-    monkeypatch.setattr(nb, "POPULATION", (0, 1))
-    monkeypatch.setattr(nb, "POPULATION_EPOCHS", 1)
-    monkeypatch.setattr(nb, "LENET_UNITS", (6, 4))
-    return nb.populate(few), nb.populate(few)
-
-
 # populations
 
 
-def test_a_population_differs_in_its_seeds(nb, populations, few, capsys):
-    assert capsys.readouterr() == ("", "")
-    (one, two), again = populations
+def test_a_population_differs_in_its_seeds(nb, few, capsys):
+    one, two = nb.train_several(few, (6, 4), 1, (0, 1))
+    again = nb.train_several(few, (6, 4), 1, (0, 1))
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and not err, "one line for each"
     for network, other in zip((one, two), again, strict=True):
         assert [v.shape[-1] for v in network.weights] == [6, 4, 10]
         pairs = zip(network.get_weights(), other.get_weights())
         assert all(np.array_equal(a, b) for a, b in pairs)
     first, second = (n.get_weights()[0] for n in (one, two))
     assert not np.array_equal(first, second)
-    answers = nb.answers_of([one, two], few)
-    assert answers.shape == (2, len(few.x_test))
-    for network, own in zip((one, two), answers):
-        logits = network.predict(few.x_test, verbose=0)
+
+
+def test_answers_are_predicted_labels(nb, data):
+    population = [nb.build_mlp((12, 8), seed) for seed in (0, 1)]
+    answers = nb.answers_of(population, data)
+    assert answers.shape == (2, len(data.x_test))
+    for network, own in zip(population, answers):
+        logits = network.predict(data.x_test, verbose=0)
         assert (own == logits.argmax(axis=1)).all()
+
+
+def test_pruned_answers_are_those_of_pruned_copies(nb, data):
+    population = [nb.build_mlp((12, 8), seed) for seed in (0, 1)]
+    before = [network.get_weights() for network in population]
+    answers = nb.answers_pruned(population, data, (0.5, 0, 1))
+    assert [*answers] == [0.5, 0, 1]
+    assert (answers[0] == nb.answers_of(population, data)).all()
+    assert answers[1].shape == answers[0].shape and not answers[1].any()
+    for network, weights, own in zip(population, before, answers[0.5]):
+        values = data.x_test.reshape(-1, 784) / 255
+        for kernel in weights[:2]:
+            kept = np.abs(kernel) > np.median(np.abs(kernel))
+            values = np.maximum(values @ (kernel * kept), 0)
+        assert (own == (values @ weights[2]).argmax(axis=1)).all()
+        pairs = zip(network.get_weights(), weights)
+        assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 # classes
 
 
 def test_recalls_are_those_of_a_loop(nb):
-    answers, labels = guesses(5, 0.6, seed=0), LABELS
-    expected = slow_recalls(answers, labels)
-    assert nb.recalls(answers, labels) == pytest.approx(expected)
+    for labels in (LABELS, UNEVEN):
+        answers = guesses(5, 0.6, seed=0, labels=labels)
+        expected = slow_recalls(answers, labels)
+        assert nb.recalls(answers, labels) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("labels", [LABELS, UNEVEN])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_damage_is_that_of_a_slow_reference(nb, seed):
-    before, after = guesses(6, 0.9, seed), guesses(7, 0.7, seed + 10)
-    after[:, LABELS == 1] = guesses(7, 0.3, seed + 20)[:, LABELS == 1]
+def test_damage_is_that_of_a_slow_reference(nb, seed, labels):
+    before = guesses(6, 0.9, seed, labels)
+    after = guesses(7, 0.7, seed + 10, labels)
+    after[:, labels == 1] = guesses(7, 0.3, seed + 20, labels)[:, labels == 1]
+    own = [slow_recalls(answers, labels) for answers in (before, after)]
+    lost = 100 * (own[0].mean(axis=0) - own[1].mean(axis=0))
     one, two = (
-        slow_recalls(answers, LABELS) - np.mean(answers == LABELS)
-        for answers in (before, after)
+        recalls - np.mean(answers == labels)
+        for recalls, answers in zip(own, (before, after))
     )
-    damage = nb.class_damage(before, after, LABELS)
     change = [100 * (b.mean() - a.mean()) for a, b in zip(one.T, two.T)]
     p = benjamini_hochberg([welch(a, b) for a, b in zip(one.T, two.T)])
-    assert damage.change.to_numpy() == pytest.approx(change)
-    assert damage.p.to_numpy() == pytest.approx(p)
+    damage = nb.class_damage(before, after, labels)
+    assert [*damage] == ["lost", "change", "p"]
+    for name, expected in zip(damage, (lost, change, p)):
+        assert damage[name].to_numpy() == pytest.approx(expected)
 
 
 def test_the_same_population_is_not_damaged(nb):
     answers = guesses(6, 0.8, seed=0)
     damage = nb.class_damage(answers, answers, LABELS)
-    assert (damage.change == 0).all() and (damage.p == 1).all()
+    assert not damage[["lost", "change"]].any(axis=None)
+    assert (damage.p == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")
 def test_perfect_populations_are_not_damaged(nb):
     perfect = np.tile(LABELS, (4, 1))
     damage = nb.class_damage(perfect, perfect, LABELS)
-    assert (damage.change == 0).all() and (damage.p == 1).all()
+    assert not damage[["lost", "change"]].any(axis=None)
+    assert (damage.p == 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")
+def test_a_class_that_every_network_loses_is_damaged(nb):
+    before, after = np.tile(LABELS, (4, 1)), np.tile(LABELS, (4, 1))
+    after[:, LABELS == 2] = 0
+    damage = nb.class_damage(before, after, LABELS)
+    assert damage.lost.tolist() == [0, 0, 100, 0]
+    assert damage.change.tolist() == [25, 25, -75, 25]
+    assert (damage.p < 0.001).all()
 
 
 @pytest.mark.parametrize("hurt", range(CLASSES))
@@ -151,16 +194,16 @@ def test_a_damaged_class_is_found(nb, hurt):
 
 def test_losses_are_in_points(nb):
     before, after = guesses(5, 0.9, seed=0), guesses(5, 0.5, seed=1)
-    lost, overall = nb.loss_per_class(before, after, LABELS)
-    means = [slow_recalls(a, LABELS).mean(axis=0) for a in (before, after)]
-    assert lost == pytest.approx(100 * (means[0] - means[1]))
-    assert overall == pytest.approx(lost.mean()), "classes of equal size"
+    damage = nb.class_damage(before, after, LABELS)
+    overall = 100 * (np.mean(before == LABELS) - np.mean(after == LABELS))
+    assert damage.lost.mean() == pytest.approx(overall), "equal classes"
+    assert (damage.lost + damage.change).to_numpy() == pytest.approx(overall)
 
 
 # images
 
 
-@given(TABLES)
+@given(st.integers(1, 8).flatmap(tables))
 def test_modal_labels_are_those_of_a_count(nb, answers):
     assert nb.modal_labels(answers).tolist() == slow_modal(answers)
 
@@ -171,16 +214,16 @@ def test_of_a_tie_the_lowest_label_is_modal(nb):
 
 
 def test_exemplars_are_those_of_a_slow_reference(nb):
-    answers = {s: guesses(5, 0.9 - s, seed=9) for s in (0.0, 0.5, 0.8)}
+    answers = {s: guesses(5, 0.9 - s, seed=9) for s in (0, 0.8, 0.5)}
     found = nb.exemplars(answers, LABELS)
-    assert found.index.tolist() == ["50 %", "80 %"]
-    dense = slow_modal(answers[0.0])
-    for sparsity, row in zip((0.5, 0.8), found.to_numpy()):
+    assert found.index.tolist() == ["80%", "50%"]
+    dense = slow_modal(answers[0])
+    for sparsity, row in zip((0.8, 0.5), found.to_numpy()):
         pruned = slow_modal(answers[sparsity])
         hits = {True: [], False: []}
         for image, label in enumerate(LABELS):
             moved = dense[image] != pruned[image]
-            hits[moved] += [own[image] == label for own in answers[0.0]]
+            hits[moved] += [own[image] == label for own in answers[0]]
         counts = (
             len(hits[True]) / 5,
             *(100 * np.mean(h) for h in hits.values()),
@@ -188,14 +231,34 @@ def test_exemplars_are_those_of_a_slow_reference(nb):
         assert row == pytest.approx(counts)
 
 
-def test_nothing_moved_is_no_exemplar(nb):
-    answers = guesses(5, 0.8, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = nb.exemplars({0.0: answers, 0.5: answers}, LABELS)
-    count, moved, rest = found.loc["50 %"]
-    assert count == 0 and np.isnan(moved)
-    assert rest == pytest.approx(100 * (answers == LABELS).mean())
+@pytest.mark.filterwarnings("error")
+def test_where_there_is_no_image_there_is_no_accuracy(nb):
+    answers = np.tile(LABELS, (5, 1))
+    answers[0, :20] = (LABELS[:20] + 1) % CLASSES
+    others = {0.5: answers, 0.9: (answers + 2) % CLASSES}
+    found = nb.exemplars({0: answers, **others}, LABELS).to_numpy()
+    right = 100 * (answers == LABELS).mean()
+    expected = [[0, np.nan, right], [len(LABELS), right, np.nan]]
+    assert found == pytest.approx(np.array(expected), nan_ok=True)
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(tables(n), tables(n))))
+def test_the_most_disputed_are_those_of_a_slow_reference(nb, both):
+    expected = slow_disputed(*both)
+    for count in (1, len(expected)):
+        found = nb.most_disputed(*both, count)
+        assert found.tolist() == expected[:count]
+
+
+def test_the_most_disputed_images_come_first(nb):
+    before, after = np.tile(LABELS, (4, 1)), np.tile(LABELS, (4, 1))
+    for image, networks in zip((7, 3, 11), (4, 3, 3)):
+        after[:networks, image] = (LABELS[image] + 1) % CLASSES
+    before[0, 11] = (LABELS[11] + 2) % CLASSES
+    kept = before.copy(), after.copy()
+    assert nb.most_disputed(before, after, 4).tolist() == [7, 3, 11, 0]
+    assert nb.most_disputed(before, before, 3).tolist() == [0, 1, 2]
+    assert (before == kept[0]).all() and (after == kept[1]).all()
 
 
 # the long tail
@@ -224,14 +287,24 @@ def test_the_extra_loss_is_that_of_a_reference(nb):
     lost = slow_recalls(before, LABELS) - slow_recalls(after, LABELS)
     extra = 100 * (lost[:, 2] - lost[:, [0, 1, 3]].mean(axis=1))
     reach = 2.570582 * np.std(extra, ddof=1) / np.sqrt(6)
-    assert found == pytest.approx(
-        {
-            "accuracy lost (points)": 100 * lost.mean(),
-            "extra loss (points)": extra.mean(),
-            "from": extra.mean() - reach,
-            "to": extra.mean() + reach,
-        }
-    )
+    expected = {
+        "accuracy lost": 100 * lost.mean(),
+        "extra loss": extra.mean(),
+        "from": extra.mean() - reach,
+        "to": extra.mean() + reach,
+    }
+    assert found == pytest.approx(expected)
+    student = scipy.stats.ttest_1samp(extra, 0).confidence_interval(0.95)
+    assert (found["from"], found["to"]) == pytest.approx(tuple(student))
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_all_lose_the_same_the_interval_is_a_point(nb):
+    before, after = np.tile(LABELS, (4, 1)), np.tile(LABELS, (4, 1))
+    after[:, np.flatnonzero(LABELS == 2)[:7]] = 0
+    found = nb.extra_loss(before, after, LABELS, 2)
+    expected = {"accuracy lost": 3.5, "extra loss": 14, "from": 14, "to": 14}
+    assert found == pytest.approx(expected)
 
 
 # pictures
@@ -254,30 +327,8 @@ def test_damage_is_drawn_with_stars(nb, figures):
     assert len(ax.texts) == 8
     for text in ax.texts:
         column, row = text.get_position()
-        change, p = [*damage.values()][column].loc[row]
-        assert text.get_text().endswith("*") == (p <= 0.05)
-        assert int(text.get_text().strip("*")) == round(change)
-
-
-def test_the_most_disputed_images_are_drawn(nb, data, figures):
-    truth, count = data.y_test, len(data.y_test)
-    before, after = np.tile(truth, (4, 1)), np.tile(truth, (4, 1))
-    disputed = [7, 3, 11]
-    for image, networks in zip(disputed, (4, 3, 3)):
-        after[:networks, image] = (truth[image] + 1) % 10
-    before[0, 11] = (truth[11] + 2) % 10
-    nb.show_exemplars(data, before, after, count=4)
-    axes = plt.gcf().axes
-    assert len(axes) == 4 and count > 12
-    for ax, image in zip(axes, disputed):
-        picture = ax.images[0].get_array()
-        assert np.array_equal(picture, data.x_test[image])
-        label, other = truth[image], (truth[image] + 1) % 10
-        title = f"true {label}\ndense {label}\npruned {other}"
-        assert ax.get_title() == title
-
-
-def test_pictures_need_no_exemplar(nb, data, figures):
-    answers = np.tile(data.y_test, (2, 1))
-    nb.show_exemplars(data, answers, answers)
-    assert len(plt.gcf().axes) == 12
+        own = [*damage.values()][column].loc[row]
+        assert text.get_text().endswith("*") == (own.p <= 0.05)
+        assert int(text.get_text().strip("*")) == round(own.change)
+        dark = abs(own.change) > 18
+        assert text.get_color() == ("white" if dark else "black")

@@ -79,17 +79,34 @@ def bullets(markdown):
     return [" ".join(point.replace("**", "").split()) for point in points]
 
 
-def calls_of_check(cell):
-    """Return the calls of `check` in a code cell, outside definitions."""
+def calls_of(cell, *names):
+    """Return the calls of functions in a code cell, outside definitions."""
     runs = [s for s in tree_of(cell).body if not isinstance(s, DEFINITIONS)]
     calls = [n for s in runs for n in ast.walk(s) if isinstance(n, ast.Call)]
-    return [c for c in calls if getattr(c.func, "id", None) == "check"]
+    return [c for c in calls if getattr(c.func, "id", None) in names]
 
 
 def claims_of(cell):
     """Return the literal claims that a code cell checks."""
-    claims = [call.args[0] for call in calls_of_check(cell)]
+    claims = [call.args[0] for call in calls_of(cell, "check")]
     return [c.value for c in claims if isinstance(c, ast.Constant)]
+
+
+def headings(cell):
+    """Return the title and the parts' headings in a Markdown cell."""
+    text = re.sub("```.*?```", "", cell.source, flags=re.DOTALL)
+    return [line for line in text.splitlines() if re.match("#{1,2} ", line)]
+
+
+def in_parts():
+    """Return (code cell, heading of the part it stands in)."""
+    heads, pairs = [""], []
+    for cell in BOOK.cells:
+        if cell.cell_type == "markdown":
+            heads += headings(cell)
+        else:
+            pairs.append((cell, heads[-1].lstrip("# ")))
+    return pairs
 
 
 CLAIMS = [claim for cell in CODE for claim in claims_of(cell)]
@@ -202,14 +219,7 @@ def test_every_picture_is_followed_by_prose():
 
 
 def test_parts_are_numbered():
-    heads = [
-        line
-        for cell in MARKDOWN
-        for line in re.sub("```.*?```", "", cell.source, flags=re.S).split(
-            "\n"
-        )
-        if re.match("#{1,2} ", line)
-    ]
+    heads = [head for cell in MARKDOWN for head in headings(cell)]
     titles = [head for head in heads if head.startswith("# ")]
     parts = [re.match(r"## (\d+)\. ", h) for h in heads if h not in titles]
     assert len(titles) == 1 and heads[0] == titles[0]
@@ -395,7 +405,7 @@ def test_claims_are_literal_and_unique():
     report(
         f"{place(cell)}: a claim should be a plain string"
         for cell in CODE
-        if len(claims_of(cell)) < len(calls_of_check(cell))
+        if len(claims_of(cell)) < len(calls_of(cell, "check"))
     )
     counts = collections.Counter(CLAIMS)
     report(f"claimed twice: {c}" for c, n in counts.items() if n > 1)
@@ -408,6 +418,29 @@ def test_claims_are_checked_in_the_outputs():
         for claim in claims_of(cell)
         if f"checked: {claim}" not in outputs_text(cell).splitlines()
     )
+
+
+def test_ledgers_are_begun_in_their_parts():
+    """Each once, under the part's heading, before the first check."""
+    begun, faults = [], []
+    for cell, part in in_parts():
+        for call in calls_of(cell, "begin", "check"):
+            if call.func.id == "begin":
+                begun.append(ast.literal_eval(call.args[0]))
+                if begun[-1] != part or part in begun[:-1]:
+                    faults.append(f"{place(cell)}: begin {part!r}, and once")
+            elif part not in begun:
+                faults.append(f"{place(cell)}: no begin({part!r}) before")
+    report(faults)
+
+
+def test_last_table_lists_every_claim_and_its_part():
+    """Each in one line with its verdict: long lines are not wrapped."""
+    claims = [(part, c) for cell, part in in_parts() for c in claims_of(cell)]
+    rows = [f"{i} {part} {c} checked" for i, (part, c) in enumerate(claims)]
+    tables = [o.data["text/plain"] for o in CODE[-1].outputs if "data" in o]
+    lines = [" ".join(x.split()) for t in tables for x in t.splitlines()]
+    assert lines == ["part claim verdict", *rows]
 
 
 def findings():

@@ -86,6 +86,15 @@ def test_unit_mask_ranks_any_number(nb, kernel, sparsity):
     assert norms[~keep].max(initial=0) <= least_kept * (1 + 1e-9)
 
 
+@given(tied_arrays(), st.integers(0, 31))
+def test_a_unit_is_kept_with_all_its_weights(nb, kernel, number):
+    keep = np.array([number >> i & 1 for i in range(kernel.shape[-1])], bool)
+    mask = nb.whole_units(keep, kernel)
+    assert mask.shape == kernel.shape and mask.dtype == bool
+    assert all((row == keep).all() for row in mask.reshape(-1, len(keep)))
+    assert mask.flags.writeable and not np.shares_memory(mask, keep)
+
+
 @given(rule_names, tied_arrays(), sparsities, sparsities)
 def test_masks_are_nested(nb, name, kernel, one, other):
     rule = getattr(nb, name)

@@ -1,6 +1,7 @@
 """A lone copy of the notebook runs to its end without any network."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,10 +46,14 @@ def outputs(folder):
 
 @pytest.fixture(scope="module")
 def lines(outputs):
-    """Return the lines of text in these outputs."""
-    texts = [output.get("text", "") for output in outputs]
-    texts += [o.get("data", {}).get("text/plain", "") for o in outputs]
-    return "\n".join(texts).splitlines()
+    """Return the lines of text and the rows of tables in these outputs."""
+    found = []
+    for output in outputs:
+        data = output.get("data", {})
+        rows = re.findall("<tr.*?</tr>", data.get("text/html", ""), re.DOTALL)
+        text = output.get("text", data.get("text/plain", ""))
+        found += rows or text.splitlines()
+    return found
 
 
 def test_no_errors_and_no_stderr(outputs):

@@ -2,15 +2,31 @@
 
 import dataclasses
 import itertools
+import statistics
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 EPOCHS = 4
 SPARSITIES = (0, 0.5, 0.9, 1.0)
 COLUMNS = ["rule", "sparsity", "accuracy", "loss", "parameters"]
+
+
+class Stop(keras.callbacks.Callback):
+    """Raise an error at the end of the third epoch."""
+
+    def __init__(self, error):
+        """Remember the error."""
+        super().__init__()
+        self.error = error
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Raise it."""
+        if epoch == 2:
+            raise self.error
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +41,66 @@ def results(nb, data, trained):
     return nb.sweep(trained, data, nb.RULES, SPARSITIES)
 
 
+@pytest.fixture(scope="module")
+def seeds(results):
+    """Return sweeps of two seeds, the second half as accurate."""
+    other = results.assign(accuracy=results.accuracy / 2)
+    return pd.concat([results, other], keys=[0, 1])
+
+
+@pytest.fixture
+def ledger(nb, monkeypatch):
+    """Return a ledger in which part "One" has begun."""
+    monkeypatch.setattr(nb, "LEDGER", {})
+    nb.begin("One")
+    return nb.LEDGER
+
+
 def same_weights(model, other):
     """Return whether two models have equal weights."""
-    pairs = zip(model.get_weights(), other.get_weights())
+    pairs = zip(model.get_weights(), other.get_weights(), strict=True)
     return all(np.array_equal(one, two) for one, two in pairs)
 
 
 def measured_by_keras(model, data):
-    """Return accuracy and loss on the test rows, computed by Keras alone."""
-    logits = model.predict(data.x_test, verbose=0)
-    losses = keras.losses.sparse_categorical_crossentropy(
-        data.y_test, logits, from_logits=True
+    """Return loss and accuracy on the test rows, computed by Keras alone."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    copy.compile(loss=loss, metrics=["accuracy"])
+    return copy.evaluate(data.x_test, data.y_test, verbose=0)
+
+
+def measured_by_numpy(model, data):
+    """Return loss and accuracy on the test rows, computed by NumPy alone."""
+    *hidden, last = model.get_weights()
+    values = data.x_test.reshape(len(data.x_test), -1) / 255
+    for kernel in hidden:
+        values = np.maximum(values @ kernel, 0)
+    logits = values @ last
+    right = np.take_along_axis(logits, data.y_test[:, None], axis=1)[:, 0]
+    loss = np.mean(np.logaddexp.reduce(logits, axis=1) - right)
+    return loss, np.mean(logits.argmax(axis=1) == data.y_test)
+
+
+def trained_alone(nb, model, data, epochs, seed):
+    """Return a copy of a model that was compiled and trained by itself."""
+    rows, copy = nb.holdout(data), keras.models.clone_model(model)
+    for variable, start in zip(copy.variables, model.variables, strict=True):
+        variable.assign(start)
+    steps = epochs * -(-len(rows.x_train) // nb.BATCH_SIZE)
+    copy.compile(
+        nb.descent(steps, nb.LEARNING_RATE), nb.LOSS, jit_compile=False
     )
-    accuracy = (logits.argmax(axis=1) == data.y_test).mean()
-    return float(accuracy), float(np.mean(losses))
+    keras.utils.set_random_seed(seed)
+    options = {"batch_size": nb.BATCH_SIZE, "epochs": epochs, "verbose": 0}
+    copy.fit(rows.x_train, rows.y_train, **options)
+    return copy
+
+
+def lines_of(ax):
+    """Return {label: (x, y)} of the lines of a plot."""
+    return {line.get_label(): line.get_data() for line in ax.get_lines()}
 
 
 # networks
@@ -61,6 +123,30 @@ def test_the_network_has_no_biases_and_ends_in_logits(nb, model):
     np.testing.assert_allclose(model(images), logits, atol=1e-5)
 
 
+def test_the_network_is_regularised_in_its_hidden_layers(nb):
+    penalty = keras.regularizers.L1(1e-3)
+    *_, first, second, last = nb.build_mlp((12, 8), 0, penalty).layers
+    assert first.kernel_regularizer is second.kernel_regularizer is penalty
+    assert last.kernel_regularizer is None
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_the_network_drops_inputs_in_training_only(nb, dropout):
+    model = nb.build_mlp((12, 8), seed=0, dropout=dropout)
+    rates = [getattr(layer, "rate", 0) for layer in model.layers]
+    assert sum(rates) == dropout
+    images = np.full((2, 28, 28), 255, "uint8")
+    whole, dropped = model(images), model(images, training=True)
+    assert np.array_equal(whole, dropped) == (not dropout)
+
+
+def test_networks_of_equal_architecture_have_equal_names(nb):
+    one, other = (nb.build_mlp((12, 8), seed, dropout=0.1) for seed in (0, 1))
+    assert one.to_json() == other.to_json()
+    names = "scaled flat drop hidden_1 hidden_2 logits"
+    assert [layer.name for layer in one.layers] == names.split()
+
+
 # training
 
 
@@ -75,22 +161,121 @@ def test_the_last_twelfth_is_held_out(nb, data):
     assert rows.title == data.title
 
 
-def test_training_teaches(nb, data, trained):
-    before, _ = nb.evaluate(nb.build_mlp((12, 8), seed=0), data)
-    after, _ = nb.evaluate(trained, data)
-    assert after > before + 0.2
+def test_training_teaches(nb, data, model, trained):
+    before = nb.evaluate(model, data)["accuracy"]
+    assert nb.evaluate(trained, data)["accuracy"] > before + 0.2
 
 
-def test_the_same_seed_trains_the_same_weights(nb, data, model, trained):
-    before = model.get_weights()
-    assert same_weights(nb.train(model, data, EPOCHS, seed=0), trained)
-    for weights, now in zip(before, model.get_weights()):
-        assert (weights == now).all()
-    assert not model.compiled
+def frozen(nb):
+    """Return a network whose first kernel is not trained."""
+    model = nb.build_mlp((12, 8), seed=0)
+    model.get_layer("hidden_1").trainable = False
+    return model
 
 
-def test_another_seed_trains_other_weights(nb, data, model, trained):
-    assert not same_weights(nb.train(model, data, EPOCHS, seed=1), trained)
+NETWORKS = {
+    "plain": lambda nb: nb.build_mlp((12, 8), seed=0),
+    "L1": lambda nb: nb.build_mlp((12,), 0, keras.regularizers.L1(1e-3)),
+    "dropout": lambda nb: nb.build_mlp((12, 8), seed=0, dropout=0.3),
+    "convolutional": lambda nb: nb.build_cnn((4,), 8),
+    "frozen": frozen,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_learner_trains_as_the_model_itself_would(nb, data, name):
+    model = NETWORKS[name](nb)
+    expected = trained_alone(nb, model, data, 2, seed=1)
+    for _ in range(2):
+        assert same_weights(nb.train(model, data, 2, seed=1), expected)
+
+
+def pruned(nb, data, model):
+    """Prune while training."""
+    nb.prune_in_training(model, data, nb.unit_mask, 0.9, EPOCHS, seed=1)
+
+
+def fine_tuned(nb, data, model):
+    """Train what another rule has pruned."""
+    nb.fine_tune(nb.prune(model, nb.weight_mask, 0.5), data, EPOCHS, seed=1)
+
+
+def stopped(nb, data, model):
+    """Stop a training early, at its first epoch's weights."""
+    options = {"monitor": "loss", "restore_best_weights": True}
+    stop = keras.callbacks.EarlyStopping(mode="max", patience=1, **options)
+    nb.train(model, data, EPOCHS, 1, [stop])
+
+
+def broken_off(nb, data, model, error=KeyboardInterrupt):
+    """Break off a training under masks."""
+    pruner = nb.Pruner(nb.unit_mask, nb.ConstantSparsity(0.9, 0))
+    with pytest.raises(error, match="enough"):
+        nb.train(model, data, EPOCHS, 1, [pruner, Stop(error("enough"))])
+
+
+def failed(nb, data, model):
+    """Let a callback fail under masks."""
+    broken_off(nb, data, model, ValueError)
+
+
+def other_architecture(nb, data, model):
+    """Train another network."""
+    nb.train(nb.build_mlp((8, 12), seed=1), data, EPOCHS, seed=1)
+
+
+def other_seed(nb, data, model):
+    """Train from other weights with another seed."""
+    other = nb.build_mlp((12, 8), seed=1, dropout=0.3)
+    assert other.to_json() == model.to_json()
+    nb.train(other, data, EPOCHS, seed=1)
+
+
+BETWEEN = (pruned, fine_tuned, stopped, broken_off, failed)
+BETWEEN += (other_architecture, other_seed)
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda f: f.__name__)
+def test_a_training_leaves_nothing_to_the_next(nb, data, between):
+    model = nb.build_mlp((12, 8), seed=0, dropout=0.3)
+    first = nb.train(model, data, EPOCHS, seed=0)
+    before = [v.numpy() for v in (*model.variables, *first.variables)]
+    between(nb, data, model)
+    again = nb.train(model, data, EPOCHS, seed=0)
+    assert same_weights(first, again)
+    for old, now in zip(before, (*model.variables, *first.variables)):
+        assert (old == now.numpy()).all()
+    for network in (model, first, again):
+        assert not network.compiled
+        assert not any(v.constraint for v in network.variables)
+
+
+def test_networks_trained_alike_go_on_alike(nb, data):
+    model = nb.build_mlp((12, 8), seed=0, dropout=0.3)
+    twins = [nb.train(model, data, 2, seed=0) for _ in range(2)]
+    assert same_weights(*(nb.train(twin, data, 2, seed=1) for twin in twins))
+
+
+def test_a_changed_learning_rate_counts(nb, data, model, monkeypatch):
+    nb.train(model, data, 1, seed=0)
+    monkeypatch.setattr(nb, "LEARNING_RATE", 0.0)
+    assert same_weights(nb.train(model, data, 1, seed=0), model)
+
+
+def test_networks_of_one_architecture_share_a_learner(nb, data):
+    nb.learner_for.cache_clear()
+    for seed in (0, 1):
+        nb.train(nb.build_mlp((12, 8), seed), data, EPOCHS, seed)
+    assert nb.learner_for.cache_info().currsize == 1
+    nb.train(nb.build_mlp((8, 12)), data, EPOCHS, seed=0)
+    assert nb.learner_for.cache_info().currsize == 2
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
+def test_another_seed_trains_other_weights(nb, data, dropout):
+    model = nb.build_mlp((12, 8), seed=0, dropout=dropout)
+    one, other = (nb.train(model, data, EPOCHS, seed) for seed in (0, 1))
+    assert not same_weights(one, other)
 
 
 def test_validation_and_test_rows_are_never_trained_on(
@@ -110,40 +295,46 @@ def test_validation_and_test_rows_are_never_trained_on(
     assert same_weights(nb.train(model, poisoned, EPOCHS, seed=0), trained)
 
 
-def test_callbacks_are_called_and_the_result_is_printed(
-    nb, data, model, capsys
-):
+def test_callbacks_are_called_and_nothing_is_printed(nb, data, model, capsys):
     epochs = []
     callback = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: epochs.append(epoch)
     )
-    trained = nb.train(model, data, 2, seed=3, callbacks=[callback])
-    accuracy, _ = nb.evaluate(trained, nb.holdout(data))
-    assert epochs == [0, 1]
-    assert capsys.readouterr().out == (
-        f"{data.title}, seed 3: validation accuracy {accuracy:.1%}\n"
-    )
+    nb.train(model, data, 2, seed=3, callbacks=[callback])
+    assert epochs == [0, 1] and not capsys.readouterr().out
+
+
+def test_several_networks_are_trained_from_their_seeds(nb, data, capsys):
+    models = nb.train_several(data, (12, 8), 2, seeds=(0, 3))
+    output, accuracies = capsys.readouterr().out, []
+    for model, seed in zip(models, (0, 3), strict=True):
+        alone = nb.train(nb.build_mlp((12, 8), seed), data, 2, seed)
+        assert same_weights(model, alone)
+        accuracies.append(measured_by_numpy(model, nb.holdout(data))[1])
+    found = f"2 networks, validation accuracy {np.mean(accuracies):.1%}"
+    assert output == f"{data.title}: {found}\n"
 
 
 # measuring
 
 
 def test_evaluate_agrees_with_keras(nb, data, trained):
-    model = nb.copy_of(trained)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(loss=loss, metrics=["accuracy"])
-    expected = model.evaluate(data.x_test, data.y_test, verbose=0)
-    np.testing.assert_allclose(
-        nb.evaluate(trained, data)[::-1], expected, atol=1e-5
-    )
+    model = nb.prune(trained, nb.weight_mask, 0.9)
+    loss, accuracy = measured_by_keras(model, data)
+    weights = itertools.chain(*(w.flat for w in model.get_weights()))
+    assert nb.evaluate(model, data) == {
+        "accuracy": pytest.approx(accuracy, abs=1e-5),
+        "loss": pytest.approx(loss, abs=1e-5),
+        "parameters": sum(weight != 0 for weight in weights),
+    }
 
 
 def test_evaluate_survives_huge_logits(nb, data, trained):
     model = nb.copy_of(trained)
     model.set_weights([100 * weights for weights in trained.get_weights()])
-    accuracy, loss = nb.evaluate(model, data)
-    assert accuracy == nb.evaluate(trained, data)[0]
-    assert np.isfinite(loss)
+    before, measures = nb.evaluate(trained, data), nb.evaluate(model, data)
+    assert measures["accuracy"] == before["accuracy"]
+    assert np.isfinite(measures["loss"])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 10, 500])
@@ -151,24 +342,6 @@ def test_logits_do_not_depend_on_the_batches(nb, data, trained, rows):
     images = data.x_test[:10]
     logits = nb.logits_of(trained, images, rows)
     np.testing.assert_allclose(logits, trained(images), atol=1e-5)
-
-
-def test_the_baseline_counts_the_commonest_training_class(nb, data, trained):
-    other = nb.build_mlp((4,), seed=0)
-    row = nb.baseline([trained, other], data)
-    labels = data.y_train.tolist()
-    commonest = max(range(10), key=labels.count)
-    accuracies, losses = zip(
-        *(nb.evaluate(network, data) for network in (trained, other))
-    )
-    assert row == {
-        "data": data.title,
-        "accuracy": np.mean(accuracies),
-        "lowest": min(accuracies),
-        "highest": max(accuracies),
-        "loss": np.mean(losses),
-        "always the commonest class": np.mean(data.y_test == commonest),
-    }
 
 
 # sweeping
@@ -186,7 +359,7 @@ def test_a_sweep_is_tidy(results, nb):
 def test_a_sweep_equals_the_slow_way(nb, data, trained, results):
     for row in results.itertuples():
         pruned = nb.prune(trained, nb.RULES[row.rule], row.sparsity)
-        accuracy, loss = measured_by_keras(pruned, data)
+        loss, accuracy = measured_by_numpy(pruned, data)
         assert row.accuracy == pytest.approx(accuracy, abs=1e-5)
         assert row.loss == pytest.approx(loss, abs=1e-5)
 
@@ -214,25 +387,14 @@ def test_a_sweep_leaves_the_model_as_it_is(nb, data, trained):
     assert same_weights(trained, copy)
 
 
-def test_the_table_holds_means_over_seeds(nb, results):
-    other = results.assign(accuracy=results.accuracy / 2, seed=1)
-    both = nb.pd.concat([results.assign(seed=0), other])
-    table = nb.sweep_table({"digits": both}, {"digits": "Title"})
-    assert list(table.index) == ["0%", "50%", "90%", "100%"]
-    for row in results.itertuples():
-        column = table["Title", "accuracy", row.rule]
-        value = column[f"{row.sparsity:.0%}"]
-        assert value == pytest.approx(0.75 * row.accuracy)
-
-
-def test_at_is_the_mean_over_seeds_of_one_point(nb, results):
-    other = results.assign(loss=results.loss / 2)
-    both = nb.pd.concat([results, other])
-    for row in results.itertuples():
-        point = nb.at(both, row.rule, row.sparsity, "loss")
-        assert point == pytest.approx(0.75 * row.loss)
-        accuracy = nb.at(both, row.rule, row.sparsity)
-        assert accuracy == pytest.approx(row.accuracy)
+@pytest.mark.parametrize("rule", ["weight", "unit"])
+def test_points_lost_are_a_mean_over_seeds(nb, seeds, rule):
+    rows = [row for row in seeds.itertuples() if row.rule == rule]
+    own = {s: [r.accuracy for r in rows if r.sparsity == s] for s in (0, 0.9)}
+    lost = 100 * (statistics.mean(own[0]) - statistics.mean(own[0.9]))
+    assert len(own[0]) == len(own[0.9]) == 2
+    assert nb.points_lost(seeds, rule, 0.9) == pytest.approx(lost)
+    assert nb.points_lost(seeds, rule, 0) == 0
 
 
 @pytest.mark.parametrize("rule", ["weight", "unit"])
@@ -246,53 +408,157 @@ def test_the_norm_removed_and_the_norm_left_make_the_whole(nb, trained, rule):
         assert gone == pytest.approx(1 - left / whole, abs=1e-5)
 
 
+def test_the_weights_kept_are_counted_by_pixel(nb, trained):
+    kernel = np.abs(trained.get_weights()[0])
+    for sparsity in (0, 0.5, 0.97):
+        counts = nb.kept_pixels(trained, sparsity)
+        gone = round(sparsity * kernel.size)
+        expected = np.zeros((28, 28), int)
+        for place in np.argsort(kernel, axis=None, kind="stable")[gone:]:
+            expected[divmod(place // 12, 28)] += 1
+        assert (counts == expected).all()
+
+
+def test_a_strong_pixel_keeps_its_weights(nb, model):
+    kernel = np.full((28, 28, 12), 0.1)
+    kernel[3, 5] = -1
+    model.set_weights([kernel.reshape(784, 12), *model.get_weights()[1:]])
+    counts = nb.kept_pixels(model, 1 - 12 / kernel.size)
+    assert counts[3, 5] == counts.sum() == 12
+
+
+def test_moves_are_medians_in_typical_initial_weights(nb, model, trained):
+    table = nb.moves(trained, model)
+    kernels = zip(trained.get_weights()[:-1], model.get_weights()[:-1])
+    for (_, row), pair in zip(table.iterrows(), kernels, strict=True):
+        after, before = (kernel.ravel().tolist() for kernel in pair)
+        typical = statistics.mean(weight**2 for weight in before) ** 0.5
+        moved = [abs(a - b) / typical for a, b in zip(after, before)]
+        ranked = sorted(range(len(after)), key=lambda i: abs(after[i]))
+        largest = [moved[i] for i in ranked[round(0.97 * len(after)) :]]
+        assert row["all"] == pytest.approx(statistics.median(moved), 1e-4)
+        expected = statistics.median(largest)
+        assert row["largest 3 %"] == pytest.approx(expected, 1e-4)
+
+
+def test_what_was_not_trained_has_not_moved(nb, model):
+    assert (nb.moves(model, nb.copy_of(model)) == 0).all(axis=None)
+
+
+# speed
+
+
+CHAINS = {
+    "dense": ((6,), ["Dense", 5], ["Dense", 3]),
+    "dense on a sequence": ((7, 4), ["Dense", 5], ["Dense", 3]),
+    "one axis": ((9, 2), ["Conv1D", 3, 4], ["Conv1D", 2, 2]),
+    "strides": ((9, 8, 2), ["Conv2D", 4, 3, 2], ["Conv2D", 3, (1, 2)]),
+    "three axes": ((5, 4, 6, 2), ["Conv3D", 3, 2], ["Dense", 2]),
+    "mixed": ((8, 8, 1), ["Conv2D", 2, 3], ["Flatten"], ["Dense", 4]),
+    "pooled": ((9, 2), ["Conv1D", 4, 2], ["MaxPooling1D"], ["Conv1D", 3, 2]),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_flops_count_each_product_and_its_addition(nb, name):
+    shape, *layers = CHAINS[name]
+    layers = [getattr(keras.layers, kind)(*args) for kind, *args in layers]
+    model = keras.Sequential([keras.Input(shape), *layers])
+    products = 0
+    for layer in model.layers:
+        if layer.weights:
+            kernel, bias = layer.weights
+            layer.set_weights([np.ones(kernel.shape), np.zeros(bias.shape)])
+            products += np.sum(layer(np.ones((1, *layer.input.shape[1:]))))
+    assert nb.flops(model) == 2 * products > 0
+
+
+def test_flops_count_padding_and_zeros_like_other_numbers(nb):
+    layer = keras.layers.Conv2D(4, 3, padding="same")
+    model = keras.Sequential([keras.Input((6, 5, 2)), layer])
+    assert nb.flops(model) == 2 * (3 * 3 * 2 * 4) * (6 * 5)
+    mlp = nb.prune(nb.build_mlp((12, 8)), nb.weight_mask, 1)
+    assert nb.flops(mlp) == 2 * mlp.count_params()
+
+
+def test_a_sparse_model_computes_the_same(nb, data, trained):
+    for sparsity in SPARSITIES:
+        pruned = nb.prune(trained, nb.weight_mask, sparsity)
+        logits = nb.sparse_model(pruned)(data.x_test[:20])
+        np.testing.assert_allclose(logits, pruned(data.x_test[:20]), atol=1e-4)
+
+
+def test_every_way_to_run_a_model_is_timed(nb, data, trained):
+    times = nb.latency(trained, data.x_test[:101], 0.5)
+    assert set(times) == {"dense", *nb.WAYS}
+    assert times["dense"] == 1 and min(times.values()) > 0
+
+
 # claims
 
 
-def test_a_true_claim_is_printed_and_recorded(nb, monkeypatch, capsys):
-    monkeypatch.setattr(nb, "LEDGER", [])
+def test_a_true_claim_is_printed_and_recorded(nb, ledger, capsys):
     nb.check("MNIST: two is more than one.", 2 > 1)
-    expected = {"claim": "MNIST: two is more than one.", "verdict": "checked"}
-    assert nb.LEDGER == [expected]
+    assert ledger == {"One": {"MNIST: two is more than one.": "checked"}}
     output = capsys.readouterr().out
     assert output == "checked: MNIST: two is more than one.\n"
 
 
-def test_a_false_claim_stops(nb, monkeypatch, capsys):
-    monkeypatch.setattr(nb, "LEDGER", [])
+@pytest.mark.parametrize("false", [False, np.False_, 0])
+def test_a_false_claim_stops(nb, ledger, capsys, false):
     with pytest.raises(AssertionError, match="one is more than two"):
-        nb.check("one is more than two", 1 > 2)
-    assert not nb.LEDGER and not capsys.readouterr().out
+        nb.check("one is more than two", false)
+    assert ledger == {"One": {}} and not capsys.readouterr().out
+
+
+def test_a_claim_is_entered_in_the_part_begun_last(nb, ledger):
+    nb.check("one", True)
+    nb.begin("Two")
+    nb.check("two", True)
+    nb.check("three", True)
+    both = {"two": "checked", "three": "checked"}
+    assert ledger == {"One": {"one": "checked"}, "Two": both}
+
+
+def test_a_part_run_again_starts_empty(nb, ledger):
+    nb.check("old", True)
+    nb.begin("Two")
+    nb.check("other", True)
+    nb.begin("One")
+    two = {"other": "checked"}
+    assert ledger == {"One": {}, "Two": two}
+    nb.check("new", True)
+    assert ledger == {"One": {"new": "checked"}, "Two": two}
 
 
 @pytest.mark.parametrize("name", ["MNIST", "Fashion-MNIST"])
 @pytest.mark.parametrize("holds", [True, False])
 def test_a_stand_in_judges_no_claim_about_the_real_data(
-    nb, monkeypatch, capsys, name, holds
+    nb, monkeypatch, ledger, capsys, name, holds
 ):
-    monkeypatch.setattr(nb, "LEDGER", [])
     monkeypatch.setattr(nb, "STAND_IN", True)
-    nb.check(f"{name}: accuracy is high", holds)
-    output = capsys.readouterr().out
-    expected = f"not checked on a stand-in: {name}: accuracy is high\n"
-    assert output == expected
-    assert nb.LEDGER[0]["verdict"] == "not checked on a stand-in"
+    claim, verdict = f"{name}: accuracy is high", "not checked on a stand-in"
+    nb.check(claim, holds)
+    assert capsys.readouterr().out == f"{verdict}: {claim}\n"
+    assert ledger == {"One": {claim: verdict}}
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_a_gpu_judges_no_claim_about_a_cpu(nb, monkeypatch, capsys, holds):
-    monkeypatch.setattr(nb, "LEDGER", [])
+def test_a_gpu_judges_no_claim_about_a_cpu(
+    nb, monkeypatch, ledger, capsys, holds
+):
     monkeypatch.setattr(nb, "ON_GPU", True)
-    nb.check("It is fast on a CPU.", holds)
-    output = capsys.readouterr().out
-    assert output == "not checked on a GPU: It is fast on a CPU.\n"
-    with pytest.raises(AssertionError):
-        nb.check("One is more than two.", False)
+    claim, verdict = "It is fast on a CPU.", "not checked on a GPU"
+    nb.check(claim, holds)
+    assert capsys.readouterr().out == f"{verdict}: {claim}\n"
+    assert ledger == {"One": {claim: verdict}}
 
 
-def test_a_stand_in_judges_other_claims(nb, monkeypatch, capsys):
-    monkeypatch.setattr(nb, "LEDGER", [])
-    monkeypatch.setattr(nb, "STAND_IN", True)
+@pytest.mark.parametrize("place", ["STAND_IN", "ON_GPU"])
+def test_other_claims_are_judged_anywhere(
+    nb, monkeypatch, ledger, capsys, place
+):
+    monkeypatch.setattr(nb, place, True)
     nb.check("two is more than one", True)
     assert capsys.readouterr().out == "checked: two is more than one\n"
     with pytest.raises(AssertionError):
@@ -302,24 +568,109 @@ def test_a_stand_in_judges_other_claims(nb, monkeypatch, capsys):
 # figures
 
 
-def test_a_sweep_is_plotted(nb, results, figures):
-    nb.plot_sweep(results, "Digits")
-    figure = plt.gcf()
-    assert [ax.get_title() for ax in figure.axes] == ["Digits"] * 2
-    assert [ax.get_xlabel() for ax in figure.axes] == ["sparsity (%)"] * 2
-    labels = [ax.get_ylabel() for ax in figure.axes]
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_panels_stand_side_by_side(nb, figures, count):
+    axes = nb.panels(count, 2.5, sharey=True)
+    assert list(axes) == plt.gcf().axes and len(axes) == count
+    assert plt.gcf().get_size_inches().tolist() == [8, 2.5]
+    axes[0].set_ylim(0, 7)
+    assert all(ax.get_ylim() == (0, 7) for ax in axes)
+    columns = [ax.get_subplotspec().colspan.start for ax in axes]
+    assert columns == list(range(count))
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (6, 2), (4, 4)])
+def test_images_are_drawn_in_rows_under_their_captions(
+    nb, data, figures, count, rows
+):
+    captions = [f"image {number}" for number in range(count)]
+    nb.show_images(data.x_train[:count], captions, rows)
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == captions
+    for number, ax in enumerate(axes):
+        assert (ax.images[0].get_array() == data.x_train[number]).all()
+        place = ax.get_subplotspec()
+        place = place.rowspan.start, place.colspan.start
+        assert place == divmod(number, count // rows)
+
+
+@pytest.mark.parametrize("captions", [3, 5])
+def test_every_image_has_one_caption(nb, data, figures, captions):
+    with pytest.raises(ValueError):
+        nb.show_images(data.x_train[:4], ["a digit"] * captions, rows=2)
+
+
+def test_a_line_is_a_mean_and_its_band_the_range(nb, figures):
+    rows = [("a", 2, 1.0), ("a", 1, 5.0), ("a", 2, 4.0), ("a", 2, 10.0)]
+    rows += [("b", 1, 7.0), ("a", 1, 6.0)]
+    results = pd.DataFrame(rows, columns=["kind", "size", "value"])
+    ax, color = plt.subplots()[1], (1.0, 0.0, 0.0, 1.0)
+    nb.plot_lines(ax, results, "size", "value", "kind", {"a": {"c": color}})
+    lines = lines_of(ax)
+    assert list(lines) == ["a", "b"] and ax.get_lines()[0].get_color() == color
+    assert np.array_equal(lines["a"], ([1, 2], [5.5, 5]))
+    assert np.array_equal(lines["b"], ([1], [7]))
+    band, point = ax.collections
+    corners = {(1, 5), (1, 6), (2, 1), (2, 10)}
+    assert set(map(tuple, band.get_paths()[0].vertices)) == corners
+    assert set(map(tuple, point.get_paths()[0].vertices)) == {(1, 7)}
+    assert tuple(band.get_facecolor()[0]) == (*color[:3], 0.2)
+
+
+def test_a_sweep_is_plotted(nb, seeds, figures):
+    nb.plot_sweep(seeds, "Digits")
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == ["Digits"] * 2
+    assert [ax.get_xlabel() for ax in axes] == ["sparsity (%)"] * 2
+    labels = [ax.get_ylabel() for ax in axes]
     assert labels == ["test accuracy (%)", "test loss (nats)"]
-    per_cent = results.assign(accuracy=100 * results.accuracy)
-    for ax, column in zip(figure.axes, ("accuracy", "loss")):
-        lines = {line.get_label(): line for line in ax.get_lines()}
+    per_cent = seeds.assign(accuracy=100 * seeds.accuracy)
+    chances = {"accuracy": 10, "loss": np.log(10)}
+    for ax, column in zip(axes, chances):
+        lines = lines_of(ax)
+        assert set(lines) == {*nb.RULES, "dense", "chance"}
         for rule in nb.RULES:
             rows = per_cent[per_cent.rule == rule]
-            drawn = lines.pop(f"{rule} pruning")
-            np.testing.assert_allclose(drawn.get_xdata(), 1 - rows.sparsity)
-            np.testing.assert_allclose(drawn.get_ydata(), rows[column])
+            means = rows.groupby("sparsity")[column].mean()[::-1]
+            np.testing.assert_allclose(lines[rule][0], 1 - means.index)
+            np.testing.assert_allclose(lines[rule][1], means)
         dense = per_cent[per_cent.sparsity == 0][column].mean()
-        assert lines["dense"].get_ydata()[0] == pytest.approx(dense)
-        assert set(lines) == {"dense", "chance"}
+        assert lines["dense"][1][0] == pytest.approx(dense)
+        assert lines["chance"][1][0] == chances[column]
+
+
+def test_accuracy_is_plotted_by_size(nb, seeds, figures):
+    nb.plot_by_size({"One": seeds, "Two": seeds.iloc[::-1]})
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == ["One", "Two"]
+    assert {ax.get_xlabel() for ax in axes} == {"parameters left"}
+    assert {ax.get_ylabel() for ax in axes} == {"test accuracy (%)"}
+    for ax, rule in itertools.product(axes, nb.RULES):
+        means = seeds[seeds.rule == rule].groupby("parameters").accuracy.mean()
+        size, accuracy = lines_of(ax)[rule]
+        np.testing.assert_allclose(size, means.index)
+        np.testing.assert_allclose(accuracy, 100 * means)
+
+
+def test_times_are_plotted_by_batch(nb, figures):
+    cases = itertools.product((1, 32, 1000), (0.5, 0.9))
+    names = ["batch", "sparsity"]
+    index = pd.MultiIndex.from_tuples(cases, names=names)
+    values = 1 + np.arange(24.0).reshape(6, 4)
+    times = pd.DataFrame(values, index, ["dense", *nb.WAYS])
+    nb.plot_times(times)
+    axes = plt.gcf().axes
+    titles = [f"batch of {batch}" for batch in (1, 32, 1000)]
+    assert [ax.get_title() for ax in axes] == titles
+    assert {ax.get_xlabel() for ax in axes} == {"sparsity (%)"}
+    assert {ax.get_ylabel() for ax in axes} == {"time (dense = 1)"}
+    for ax, batch in zip(axes, (1, 32, 1000)):
+        lines = lines_of(ax)
+        assert set(lines) == {"dense", *nb.WAYS}
+        assert list(lines["dense"][1]) == [1, 1]
+        for way in nb.WAYS:
+            assert list(lines[way][0]) == [50, 90]
+            assert list(lines[way][1]) == list(times.loc[batch, way])
 
 
 def test_masks_are_drawn(nb, model, figures):
@@ -333,31 +684,29 @@ def test_masks_are_drawn(nb, model, figures):
         assert (ax.images[0].get_array() == rule(kernel, 0.5)).all()
 
 
-def test_samples_show_each_class_of_each_data_set(nb, data, figures):
-    nb.show_samples([data, nb.stand_in("noisy_digits")])
-    axes = plt.gcf().axes
-    assert [ax.get_title() for ax in axes] == 2 * list(data.class_names)
-    for label, ax in enumerate(axes[:10]):
-        first = data.x_train[data.y_train.tolist().index(label)]
-        assert (ax.images[0].get_array() == first).all()
-
-
-def test_every_other_figure_labels_its_axes(nb, results, trained, figures):
-    titles, networks = {"one": "One", "two": "Two"}, [trained]
-    kernel = trained.get_weights()[1]
-    rows = [(b, s, w, 1.0) for b in (1, 9) for s in (0, 0.9) for w in nb.WAYS]
-    columns = ["batch", "sparsity", "way", "time"]
-    timings = nb.pd.DataFrame(rows, columns=columns)
-    nb.plot_by_size({name: results for name in titles}, titles)
+def test_histograms_hold_every_weight_and_unit(nb, figures):
+    kernel = np.random.default_rng(0).uniform(-1, 1, (40, 20))
     nb.show_histograms(kernel, (0.5, 0.9))
-    nb.show_pixels({name: networks for name in titles}, titles, 0.9)
-    nb.plot_timings(timings)
-    assert len(plt.get_fignums()) == 4
-    for number in plt.get_fignums():
-        axes = [ax for ax in plt.figure(number).axes if ax.get_xlabel()]
-        assert len(axes) == 2 and axes[0].get_ylabel()
+    axes = plt.gcf().axes
+    for ax, rule, count in zip(axes, nb.RULES, (800, 20), strict=True):
+        assert ax.get_xlabel() == f"size of a {rule} (mean = 1)"
+        assert ax.get_ylabel() == f"number of {rule}s"
+        assert sum(bar.get_height() for bar in ax.patches) == count
+        assert list(lines_of(ax)) == ["50% cut", "90% cut"]
 
 
-def test_one_rule_or_one_data_set_can_be_drawn(nb, data, figures):
+def test_pixels_are_drawn(nb, trained, figures):
+    counts = {t: nb.kept_pixels(trained, s) for t, s in (("A", 0), ("B", 0.9))}
+    nb.show_pixels(counts)
+    pictures = [ax for ax in plt.gcf().axes if ax.get_title()]
+    for ax, (title, kept) in zip(pictures, counts.items(), strict=True):
+        assert ax.get_title() == title
+        assert (ax.images[0].get_array() == kept).all()
+        assert ax.get_xlabel() == "pixel column"
+        assert ax.get_ylabel() == "pixel row"
+
+
+def test_one_rule_or_one_data_set_can_be_drawn(nb, seeds, figures):
     nb.show_masks(np.eye(3), {"weight": nb.weight_mask}, 0.5)
-    nb.show_samples([data])
+    nb.plot_by_size({"One": seeds})
+    nb.show_pixels({"One": np.eye(28)})

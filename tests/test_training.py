@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -64,11 +65,20 @@ class Watch(keras.callbacks.Callback):
 
 
 class Interrupt(keras.callbacks.Callback):
-    """Interrupt the training, as a user would, after its fifth step."""
+    """Interrupt the training, as a user would, after so many steps."""
+
+    def __init__(self, steps=5):
+        """Wait for so many steps."""
+        super().__init__()
+        self.steps = steps
+
+    def on_train_begin(self, logs=None):
+        """Raise at once if no step is waited for."""
+        self.on_train_batch_end(-1)
 
     def on_train_batch_end(self, batch, logs=None):
         """Raise what a user's Ctrl-C raises."""
-        if batch == 4:
+        if batch == self.steps - 1:
             raise KeyboardInterrupt
 
 
@@ -131,6 +141,41 @@ def planned(step):
 def constraints(model):
     """Return the constraint of each weight of a model."""
     return [v.constraint for v in model.weights]
+
+
+def all_ones(model):
+    """Return whether every mask that a model has is one throughout."""
+    held = [v.held for v in model.weights if hasattr(v, "held")]
+    return bool(held) and all((h.mask.numpy() == 1).all() for h in held)
+
+
+def traces(model):
+    """Return a list that grows whenever the training step is traced."""
+    step, traced = model.train_step, []
+
+    def noted_step(data):
+        traced.append(len(traced))
+        return step(data)
+
+    model.train_step = noted_step
+    return traced
+
+
+def twin(model):
+    """Return a compiled model with a model's weights and optimizer state."""
+    other = compiled(network(activation="tanh"))
+    other.optimizer.build(other.trainable_variables)
+    for part in ("variables", "optimizer.variables"):
+        pairs = map(operator.attrgetter(part), (other, model))
+        for own, variable in zip(*pairs, strict=True):
+            own.assign(variable)
+    return other
+
+
+def prune_here(nb, model, sparsity, choose):
+    """Set to zero, in the model itself, a share of the chosen kernels."""
+    masks = nb.masks_of(model, nb.weight_mask, sparsity, choose)
+    nb.apply_masks(model, masks, choose)
 
 
 def same(weights, others):
@@ -226,6 +271,11 @@ def test_zeros_stay_in_mixed_precision(nb, golden, half_precision):
     fit(model, 10, nb.ZeroKeeper(), watch)
     assert (np.array(watch.noted) == expected).all()
     assert (zeros(model) == expected).all()
+    fit(model, 10)
+    prune_here(nb, model, 0.9, nb.prunable_kernels)
+    expected, watch = zeros(model), Watch(zeros)
+    fit(model, 10, nb.ZeroKeeper(), watch)
+    assert (np.array(watch.noted) == expected).all()
 
 
 def test_a_constraint_of_the_users_is_applied_and_given_back(nb, golden):
@@ -257,7 +307,7 @@ def test_masks_follow_a_schedule_that_gives_weights_back(nb):
 def test_a_model_that_was_trained_before_is_held(nb):
     model = compiled(network(activation="tanh"))
     fit(model, 3)
-    nb.apply_masks(model, nb.masks_of(model, nb.weight_mask, 0.7))
+    prune_here(nb, model, 0.7, nb.prunable_kernels)
     expected, watch = zeros(model), Watch(zeros)
     fit(model, 5, nb.ZeroKeeper(), watch)
     assert (np.array(watch.noted) == expected).all()
@@ -265,6 +315,180 @@ def test_a_model_that_was_trained_before_is_held(nb):
     assert kernel_zeros(model) == [0, 0], "nothing is held any longer"
     fit(model, 5, nb.Pruner(nb.weight_mask, nb.ConstantSparsity(0.6)))
     assert kernel_zeros(model) == rounded(0.6)
+
+
+BETWEEN = {
+    "nothing": lambda model: None,
+    "compile": compiled,
+    "training": lambda model: fit(model, 2),
+    "training on rows": lambda model: model.fit(ROWS, LABELS, verbose=0),
+    "training, compile": lambda model: [fit(model, 2), compiled(model)],
+    "compile, training": lambda model: fit(compiled(model), 2),
+}
+
+
+@pytest.mark.parametrize(
+    "between, settings",
+    [
+        *itertools.product(BETWEEN, ["plain"]),
+        *itertools.product(["training"], ["eager", "XLA, five at once"]),
+    ],
+)
+def test_a_model_is_held_as_often_as_one_likes(nb, between, settings):
+    model = compiled(network(activation="tanh"), **SETTINGS[settings])
+    for sparsity in (0.2, 0.7, 0.4):
+        prune_here(nb, model, sparsity, nb.prunable_kernels)
+        expected, watch = zeros(model), Watch(zeros)
+        fit(model, 5, nb.ZeroKeeper(), watch)
+        assert (np.array(watch.noted) == expected).all()
+        assert (zeros(model) == expected).all()
+        assert constraints(model) == [None] * 6 and all_ones(model)
+        BETWEEN[between](model)
+        assert kernel_zeros(model) == [0, 0] or "training" not in between
+
+
+def test_a_model_is_held_on_batches_that_it_saw_when_it_was_free(nb):
+    model = compiled(network(activation="tanh"))
+    fit(model, 2, nb.ZeroKeeper())
+    model.fit(ROWS[:16], LABELS[:16], verbose=0)
+    prune_here(nb, model, 0.5, nb.prunable_kernels)
+    expected, watch = zeros(model), Watch(zeros)
+    callbacks = [nb.ZeroKeeper(), watch]
+    model.fit(ROWS[:16], LABELS[:16], verbose=0, callbacks=callbacks)
+    assert (np.array(watch.noted) == expected).all()
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["Pruner", "ZeroKeeper"])
+def test_training_after_holding_is_ordinary_training(nb, name, again):
+    model = compiled(network(activation="tanh"))
+    schedule = nb.ConstantSparsity(0.5, frequency=2)
+    options = (nb.weight_mask, schedule) if name == "Pruner" else ()
+    prune_here(nb, model, 0.3, nb.prunable_kernels)
+    fit(model, 5, getattr(nb, name)(*options))
+    model = compiled(model) if again else model
+    model.optimizer.build(model.trainable_variables)
+    other = twin(model)
+    for part in (model, other):
+        fit(part, 9)
+    for own, weight in zip(model.get_weights(), other.get_weights()):
+        assert np.allclose(own, weight, atol=1e-6)
+    assert kernel_zeros(model) == [0, 0]
+
+
+def test_a_model_is_held_by_hand_until_it_is_released(nb):
+    model = network(activation="tanh")
+    nb.hold(model, nb.unit_mask, 0.5)
+    expected = zeros(model)
+    assert kernel_zeros(model) == rounded(0.5)
+    for _ in range(2):
+        fit(compiled(model), 3)
+        assert (zeros(model) == expected).all()
+    nb.release(model)
+    assert (zeros(model) == expected).all()
+    assert constraints(model) == [None] * 6 and all_ones(model)
+    fit(model, 3)
+    assert kernel_zeros(model) == [0, 0]
+
+
+@pytest.mark.parametrize("settings", ["plain", "XLA", "five at once"])
+def test_a_training_step_is_compiled_for_the_first_holding_only(nb, settings):
+    model = compiled(network(activation="tanh"), **SETTINGS[settings])
+    traced = traces(model)
+    fit(model, 5, nb.ZeroKeeper())
+    first = len(traced)
+    assert first
+    for sparsity in (0.3, 0.8):
+        prune_here(nb, model, sparsity, nb.prunable_kernels)
+        fit(model, 5, nb.ZeroKeeper())
+        schedule = nb.ConstantSparsity(sparsity, frequency=1)
+        fit(model, 5, nb.Pruner(nb.unit_mask, schedule))
+    assert len(traced) == first
+
+
+def test_changing_masks_compiles_nothing(nb, golden):
+    model = compiled(network())
+    traced, watch = traces(model), Watch(lambda model: len(traced))
+    fit(model, STEPS, nb.Pruner(nb.weight_mask, golden), watch)
+    assert {*watch.noted} == {len(traced)}
+
+
+def test_what_is_chosen_may_change_between_trainings(nb):
+    model = compiled(network(activation="tanh"))
+    kernels = nb.all_kernels(model)
+    for chosen in ((0, 1), (0, 1, 2), (0,), (1, 2), (2,), (0, 1)):
+        prune_here(nb, model, 0.5, nb.all_kernels)
+        keeper = nb.ZeroKeeper(lambda _, c=chosen: [kernels[i] for i in c])
+        before = [kernel.numpy() == 0 for kernel in kernels]
+        fit(model, 5, keeper)
+        for number, (kernel, expected) in enumerate(zip(kernels, before)):
+            expected = expected & (number in chosen)
+            assert ((kernel.numpy() == 0) == expected).all()
+        assert constraints(model) == [None] * 6 and all_ones(model)
+
+
+def test_a_constraint_may_be_set_and_changed_between_trainings(nb):
+    model = compiled(network(activation="tanh"))
+    kernels = nb.prunable_kernels(model)
+    positive, short = keras.constraints.NonNeg(), keras.constraints.MaxNorm(1)
+    for own in (None, positive, short, positive, None):
+        for kernel in kernels:
+            kernel.constraint = own
+            kernel.assign(kernel_of(kernel.shape))
+        prune_here(nb, model, 0.5, nb.prunable_kernels)
+        expected, watch = zeros(model), Watch(lambda m: m.get_weights()[:3:2])
+        fit(model, 3, nb.ZeroKeeper(), watch)
+        for kernel in (k for noted in watch.noted for k in noted):
+            assert (kernel >= 0).all() == (own is positive)
+            norms = np.linalg.norm(kernel, axis=0)
+            assert (norms.max() < 1.001) == (own is short)
+        assert zeros(model)[expected].all()
+        assert [kernel.constraint for kernel in kernels] == [own] * 2
+
+
+def test_a_constraint_set_later_is_applied_after_a_new_compile(nb):
+    model = compiled(network(activation="tanh"))
+    fit(model, 3, nb.ZeroKeeper())
+    kernel = model.layers[0].kernel
+    kernel.constraint = keras.constraints.NonNeg()
+    for callbacks in ([], [nb.ZeroKeeper()], []):
+        kernel.assign(kernel_of(kernel.shape))
+        watch = Watch(lambda model: kernel.numpy().min())
+        fit(compiled(model), 3, *callbacks, watch)
+        assert min(watch.noted) >= 0
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupted_training_is_forgotten(nb, steps, again):
+    model = compiled(network(activation="tanh"))
+    prune_here(nb, model, 0.5, nb.prunable_kernels)
+    expected = zeros(model)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 10, nb.ZeroKeeper(), Interrupt(steps))
+    assert (zeros(model) == expected).all()
+    nb.release(model)
+    assert (zeros(model) == expected).all()
+    assert constraints(model) == [None] * 6 and all_ones(model)
+    model = compiled(model) if again else model
+    fit(model, 5)
+    assert kernel_zeros(model) == [0, 0]
+    prune_here(nb, model, 0.3, nb.prunable_kernels)
+    expected, watch = zeros(model), Watch(zeros)
+    fit(model, 5, nb.ZeroKeeper(), watch)
+    assert (np.array(watch.noted) == expected).all()
+
+
+def test_a_training_without_epochs_changes_nothing(nb):
+    model = compiled(network(activation="tanh"))
+    before = model.get_weights()
+    fit(model, 5, nb.ZeroKeeper(), epochs=1, initial_epoch=1)
+    assert same(model.get_weights(), before)
+    fit(model, 5)
+    prune_here(nb, model, 0.5, nb.prunable_kernels)
+    watch = Watch(kernel_zeros)
+    fit(model, 5, nb.ZeroKeeper(), watch)
+    assert watch.noted == [rounded(0.5)] * 5
 
 
 def test_an_interrupted_training_leaves_no_old_masks(nb):
@@ -333,39 +557,81 @@ def test_fine_tuning_keeps_exactly_the_zeros(nb, data, model, rule):
     assert (zeros(tuned) == expected).all()
     assert same(pruned.get_weights(), before)
     assert not same(tuned.get_weights(), before)
-    assert nb.evaluate(tuned, data)[1] < nb.evaluate(pruned, data)[1]
+    after, before = (nb.evaluate(m, data)["loss"] for m in (tuned, pruned))
+    assert after < before
+
+
+def test_trainings_of_all_kinds_do_not_touch_each_other(nb, data, model):
+    pruned = nb.prune(model, nb.unit_mask, 0.5)
+    dense = nb.build_mlp((12, 8), seed=1)
+    arguments = (data, nb.weight_mask, 0.8, 1, 3)
+    ways = (
+        lambda: nb.train(dense, data, 1, 3),
+        lambda: nb.fine_tune(pruned, data, 1, 3),
+        lambda: nb.prune_in_training(dense, *arguments),
+        lambda: nb.prune_in_training(dense, *arguments, choose=nb.all_kernels),
+    )
+    alone = []
+    for way in ways:
+        nb.learner_for.cache_clear()
+        alone.append(way().get_weights())
+    all_pairs = (0, 1, 2, 3, 1, 3, 0, 2, 1, 0, 3, 2, 0)
+    for number in all_pairs:
+        assert same(ways[number]().get_weights(), alone[number])
+    with pytest.raises(KeyboardInterrupt):
+        nb.train(pruned, data, 1, 3, [nb.ZeroKeeper(), Interrupt(3)])
+    assert same(ways[0]().get_weights(), alone[0])
+
+
+def test_fine_tuning_again_compiles_nothing(nb, data, model):
+    nb.learner_for.cache_clear()
+    learner = nb.learner_for(model.to_json(), 20, nb.LEARNING_RATE)
+    traced = traces(learner)
+    for sparsity in (0.3, 0.8, 0.5):
+        pruned = nb.prune(model, nb.weight_mask, sparsity)
+        tuned = nb.fine_tune(pruned, data, 2, seed=0)
+        assert (zeros(tuned) == zeros(pruned)).all()
+        assert constraints(learner) == [None] * 3 and all_ones(learner)
+        if sparsity == 0.3:
+            first = len(traced)
+    assert first == len(traced) > 0
 
 
 DISTRIBUTED = """
-import contextlib, types
+import contextlib
 import conftest
 from test_training import *
 cpu = tf.config.list_physical_devices("CPU")[0]
 two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, two)
-names = {"__name__": "__main__", **conftest.RUN_TIME}
-exec(compile(conftest.definitions(conftest.NOTEBOOK), "nb", "exec"), names)
-nb, weights = types.SimpleNamespace(**names), []
+nb, weights = conftest.load(), []
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 for scope in (contextlib.nullcontext(), strategy.scope()):
     with scope:
-        model = compiled(network())
+        model = compiled(network(activation="tanh"))
+    traced, rows = traces(model), (ROWS, LABELS, 16, 5, 0)
     schedule = nb.PolynomialDecay(0.2, 0.8, 2, 6, power=1, frequency=2)
     watch = Watch(kernel_zeros)
-    model.fit(
-        *(ROWS, LABELS, 16, 5, 0),
-        callbacks=[nb.Pruner(nb.weight_mask, schedule), watch],
-        shuffle=False,
-    )
+    pruner = nb.Pruner(nb.weight_mask, schedule)
+    model.fit(*rows, callbacks=[pruner, watch], shuffle=False)
     shares = (0, 0.2, 0.2, 0.5, 0.5, 0.8, 0.8, 0.8, 0.8, 0.8)
     assert watch.noted == [rounded(share) for share in shares]
     assert kernel_zeros(model) == rounded(0.8)
-    assert constraints(model) == [None] * 6
+    assert constraints(model) == [None] * 6 and all_ones(model)
     weights.append(model.get_weights())
-for single, mirrored in zip(*weights):
-    assert np.allclose(single, mirrored, atol=1e-4)
-    assert ((single == 0) == (mirrored == 0)).all()
+    model.fit(*rows, shuffle=False)
+    assert kernel_zeros(model) == [0, 0]
+    prune_here(nb, model, 0.3, nb.prunable_kernels)
+    expected, before, watch = zeros(model), len(traced), Watch(zeros)
+    model.fit(*rows, callbacks=[nb.ZeroKeeper(), watch], shuffle=False)
+    assert (np.array(watch.noted) == expected).all()
+    assert len(traced) == before
+    weights.append(model.get_weights())
+for single, mirrored in ((0, 2), (1, 3)):
+    for own, other in zip(weights[single], weights[mirrored]):
+        assert np.allclose(own, other, atol=1e-4)
+        assert ((own == 0) == (other == 0)).all()
 """
 
 
@@ -761,7 +1027,7 @@ def test_every_rule_works_in_a_sweep(nb, data, model, kind):
     table = nb.sweep(model, data, {kind: rule}, (0, 0.5))
     pruned = nb.prune(model, rule, 0.5)
     assert table.rule.tolist() == [kind] * 2
-    assert np.allclose(table.loss[1], nb.evaluate(pruned, data)[1])
+    assert np.allclose(table.loss[1], nb.evaluate(pruned, data)["loss"])
     assert abs(nb.measured_sparsity(pruned) - 0.5) < 0.01
     left = (nb.compact(m).get_weights() for m in (model, pruned))
     expected = [sum(np.count_nonzero(w) for w in weights) for weights in left]
@@ -849,22 +1115,41 @@ def test_units_are_ranked_together(nb, golden):
 # experiments
 
 
+def test_gradual_pruning_ends_after_three_fifths_of_the_training(nb, data):
+    assert len(nb.holdout(data).x_train) == 1189, "ten batches of 128"
+    for epochs, due in ((1, [0, 6]), (4, [0, 20, 24]), (10, [0, 20, 40, 60])):
+        schedule = nb.gradual(0.9, data, epochs)
+        assert due_steps(schedule, 10 * epochs) == due
+        shares = [0.9 * (1 - (1 - step / due[-1]) ** 3) for step in due]
+        assert np.allclose([schedule(step) for step in due], shares)
+
+
 def test_pruning_in_training_takes_the_planned_way(nb, data, model):
-    before, watch, epochs = model.get_weights(), nb.Sparsities(), 4
-    steps = epochs * math.ceil(len(nb.holdout(data).x_train) / nb.BATCH_SIZE)
-    pruned = nb.prune_in_training(
-        model, data, nb.weight_mask, 0.9, epochs, 0, watch=[watch]
-    )
+    before, watch = model.get_weights(), nb.Sparsities()
+    pruner = nb.Pruner(nb.weight_mask, nb.gradual(0.9, data, 4))
+    watched = nb.train(model, data, 4, 0, [pruner, watch])
+    pruned = nb.prune_in_training(model, data, nb.weight_mask, 0.9, 4, 0)
+    assert same(pruned.get_weights(), watched.get_weights())
     assert same(model.get_weights(), before)
-    sizes = 784 * 12, 12 * 8
-    final = sum(round(0.9 * n) for n in sizes) / sum(sizes)
-    end = round(0.6 * steps)
-    assert len(watch.noted) == steps
-    assert watch.noted[0] < watch.noted[end - 2] < watch.noted[end - 1]
-    assert np.allclose(watch.noted[end - 1 :], final)
-    assert (np.diff(watch.noted) >= 0).all()
+    sizes = np.array([784 * 12, 12 * 8])
+    at_20 = 0.9 * (1 - (1 - 20 / 24) ** 3)
+    on_the_way, final = (
+        np.round(share * sizes).sum() / sizes.sum() for share in (at_20, 0.9)
+    )
+    expected = [0] * 19 + [on_the_way] * 4 + [final] * 17
+    assert np.allclose(watch.noted, expected)
     assert math.isclose(nb.measured_sparsity(pruned), final)
     assert constraints(pruned) == [None] * 3
+
+
+def test_pruning_in_training_takes_the_options_of_the_pruner(nb, data, model):
+    options = {"choose": nb.all_kernels}
+    pruned = nb.prune_in_training(
+        model, data, nb.Together(nb.magnitudes), 0.9, 1, 0, **options
+    )
+    size = 784 * 12 + 12 * 8 + 8 * 10
+    sparsity = nb.measured_sparsity(pruned, **options)
+    assert math.isclose(sparsity, round(0.9 * size) / size)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -892,67 +1177,145 @@ def recovered(nb, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nb, "EPOCHS", 1)
         patch.setattr(nb, "EXTRA_EPOCHS", 1)
-        ways = {
-            ("digits", rule, 0.75): nb.recover(
-                model, data, nb.RULES[rule], 0.75, 0
-            )
+        return {
+            rule: nb.recover(model, data, nb.RULES[rule], 0.75, 0)
             for rule in nb.RULES
         }
-    return ways
 
 
-def test_recovered_networks_are_as_sparse_as_the_pruned_one(nb, recovered):
-    ways = recovered["digits", "weight", 0.75]
+@pytest.fixture(scope="module")
+def frontier(nb, data, recovered):
+    """Return the measures of what was recovered, a row per network."""
+    return pd.DataFrame(
+        [
+            {"rule": rule, "sparsity": 0.75, "way": way}
+            | nb.evaluate(model, data)
+            for rule, ways in recovered.items()
+            for way, model in ways.items()
+        ]
+    )
+
+
+def test_each_rule_has_its_ways_back(recovered):
+    ways = ["one-shot", "fine-tuned", "in training"]
+    assert [*recovered["weight"]] == ways
+    assert [*recovered["unit"]] == [*ways, "from scratch"]
+
+
+def test_recovered_networks_are_as_sparse_as_the_pruned_one(recovered):
+    ways = recovered["weight"]
     assert (zeros(ways["fine-tuned"]) == zeros(ways["one-shot"])).all()
     for model in ways.values():
         kernels = model.get_weights()[:-1]
         assert sum(np.count_nonzero(k) for k in kernels) <= 2352 + 24
-    for model in recovered["digits", "unit", 0.75].values():
+    for model in recovered["unit"].values():
         shapes = [w.shape for w in model.get_weights()]
         assert shapes == [(784, 3), (3, 2), (2, 10)]
 
 
-def test_a_network_from_scratch_starts_from_its_seed(nb, data, recovered):
-    ways = recovered["digits", "unit", 0.75]
-    weights = [model.get_weights() for model in ways.values()]
-    assert not any(same(weights[-1], others) for others in weights[:-1])
+def test_a_network_from_scratch_is_an_ordinary_one(nb, data, recovered):
+    start = nb.build_mlp((3, 2), seed=0)
+    expected = nb.train(start, data, 2, 0).get_weights()
+    weights = [model.get_weights() for model in recovered["unit"].values()]
+    assert same(weights[-1], expected)
+    assert not any(same(expected, others) for others in weights[:-1])
 
 
-def test_each_way_back_is_measured(nb, data, recovered):
-    ways = recovered["digits", "unit", 0.75]
-    table = nb.measured(ways, data)
-    assert [*table.index] == [
-        *("one-shot", "fine-tuned", "in training", "from scratch")
-    ]
-    for row, model in zip(table.itertuples(), ways.values()):
-        assert row.accuracy == nb.evaluate(model, data)[0]
-        weights = model.get_weights()
-        assert row.parameters == sum((w != 0).sum() for w in weights)
+def test_ways_back_from_one_pruning_are_what_they_are_called(nb, data, model):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nb, "EXTRA_EPOCHS", 1)
+        ways = nb.recover(model, data, nb.weight_mask, 0.5, 4)
+    small = nb.compact(nb.prune(model, nb.weight_mask, 0.5))
+    tuned = nb.fine_tune(small, data, 1, 4)
+    later = nb.prune_in_training(model, data, nb.weight_mask, 0.5, 1, 4)
+    expected = (small, tuned, nb.compact(later))
+    for way, own in zip(ways.values(), expected):
+        assert same(way.get_weights(), own.get_weights())
 
 
-def test_figures_of_training_have_labels(nb, data, recovered, figures):
-    model = recovered["digits", "weight", 0.75]["one-shot"]
-    sweep = nb.sweep(model, data, nb.RULES, (0, 0.75)).assign(seed=0)
+@pytest.mark.parametrize("kept", [5, 2])
+def test_the_error_of_lenet_is_that_of_a_network_so_sparse(
+    nb, data, monkeypatch, kept
+):
+    evaluate, evaluated = nb.evaluate, []
+    monkeypatch.setattr(
+        nb, "evaluate", lambda *pair: evaluated.append(pair) or evaluate(*pair)
+    )
+    error = nb.lenet_error(data, kept, 1, 3)
+    ((lenet, rows),) = evaluated
+    measures = evaluate(lenet, data)
+    assert rows is data
+    assert math.isclose(error, 100 * (1 - measures["accuracy"]))
+    sizes = [w.size for w in lenet.get_weights()]
+    assert sizes == [784 * 300, 300 * 100, 100 * 10]
+    assert measures["parameters"] == round(kept / 100 * sum(sizes))
+    penalties = [x.kernel_regularizer for x in lenet.layers[-3:]]
+    penalties = [penalty and float(penalty.l1) for penalty in penalties]
+    assert np.allclose(penalties[:2], nb.LENET_L1) and penalties[2] is None
+    drop = [x for x in lenet.layers if isinstance(x, keras.layers.Dropout)]
+    assert [layer.rate for layer in drop] == [nb.LENET_DROPOUT]
+
+
+def test_the_error_of_lenet_depends_on_its_seed_only(nb, data):
+    one, other, again = (nb.lenet_error(data, 5, 1, s) for s in (0, 1, 0))
+    assert one == again != other
+
+
+def test_a_schedule_is_drawn_as_planned_and_as_measured(nb, figures):
+    nb.plot_schedule([(2, 0.5), (4, 0.9)], [0, 0.5, 0.5, 0.9])
+    (ax,) = plt.gcf().axes
+    planned, measured = ax.lines
+    assert planned.get_xydata().tolist() == [[2, 50], [4, 90]]
+    assert planned.get_linestyle() == "None"
+    assert measured.get_drawstyle() == "steps-post"
+    assert measured.get_xdata().tolist() == [1, 2, 3, 4]
+    assert measured.get_ydata().tolist() == [0, 50, 50, 90]
+    assert ax.get_xlabel() == "step of training"
+    assert ax.get_ylabel() == "sparsity (%)"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["planned", "measured"]
+
+
+def test_a_frontier_shows_the_sweep_and_every_network(
+    nb, data, recovered, frontier, figures
+):
+    model = recovered["weight"]["one-shot"]
+    results = [nb.sweep(model, data, nb.RULES, (0, 0.75)) for _ in range(2)]
+    results[1] = results[1].assign(accuracy=results[1].accuracy / 2)
+    results = pd.concat(results, keys=(0, 1))
+    nb.plot_frontier(results, frontier, data.title)
+    axes = plt.gcf().axes
+    points = frontier[frontier.way != "one-shot"]
+    shares = {"kept": 1 - points.sparsity, "parameters": points.parameters}
+    for ax, (column, values) in zip(axes, shares.items(), strict=True):
+        drawn = np.concatenate([c.get_offsets() for c in ax.collections])
+        expected = zip(values, 100 * points.accuracy)
+        assert sorted(map(tuple, drawn.tolist())) == sorted(expected)
+        for rule, line in zip(nb.RULES, ax.lines, strict=True):
+            rows = results[results.rule == rule]
+            mean = rows.groupby("sparsity").mean(numeric_only=True)
+            mean = mean.assign(kept=1 - mean.index)
+            assert np.allclose(line.get_xdata(), mean[column])
+            assert np.allclose(line.get_ydata(), 100 * mean.accuracy)
+            assert line.get_color() == nb.STYLES[rule]["color"]
+        assert ax.get_title() == data.title
+    assert axes[0].get_xlabel() == "sparsity (%)"
+    assert axes[1].get_xlabel() == "parameters left"
+    assert axes[0].get_ylabel() == "test accuracy (%)"
+    labels = {text.get_text() for text in axes[1].get_legend().get_texts()}
+    expected = zip(points.rule, points.way)
+    assert labels == {f"{rule} pruning, {way}" for rule, way in expected}
+
+
+def test_grains_are_a_line_per_sparsity(nb, data, model, figures):
     grains = nb.sweep(model, data, nb.RULES, (0.5, 0.75))
-    titles = {"digits": "one", "noisy_digits": "other"}
-    tables = {
-        (title, rule, sparsity): nb.measured(ways, data)
-        for title in titles.values()
-        for (_, rule, sparsity), ways in recovered.items()
-    }
-    table = pd.concat(tables, names=["data", "rule", "sparsity", "way"])
-    nb.plot_noted([0, 0.5, 0.5, 0.9])
     nb.plot_grains(grains, data.title)
-    nb.plot_frontier(dict.fromkeys(titles, sweep), table, titles)
-    noted, pieces, frontier = map(plt.figure, plt.get_fignums())
-    assert noted.axes[0].get_xlabel() == "step of training"
-    assert noted.axes[0].get_ylabel() == "sparsity (%)"
-    assert noted.axes[0].lines[0].get_ydata().max() == 90
-    assert pieces.axes[0].get_title() == data.title
-    for ax in (*pieces.axes, *frontier.axes):
-        assert ax.get_xlabel()
-    for ax in (pieces.axes[0], frontier.axes[0]):
-        assert ax.get_ylabel() == "test accuracy (%)"
-    assert [ax.get_title() for ax in frontier.axes] == [*titles.values()]
-    for ax in (pieces.axes[0], frontier.axes[1]):
-        assert ax.get_legend()
+    (ax,) = plt.gcf().axes
+    for line, (_, rows) in zip(
+        ax.lines, grains.groupby("sparsity"), strict=True
+    ):
+        assert np.allclose(line.get_ydata(), 100 * rows.accuracy)
+    assert ax.get_title() == data.title and ax.get_xlabel()
+    assert ax.get_ylabel() == "test accuracy (%)"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["50% sparsity", "75% sparsity"]

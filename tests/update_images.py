@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "Model_pruning_exploration.ipynb"
-SWEEP_CELL = re.compile(r"^plot_sweep\(sweeps\[\"(\w+)\"\]", re.MULTILINE)
+SWEEP_CELL = re.compile(r"^plot_sweep\(sweeps\[(\w+)\.title\]", re.MULTILINE)
+NAMES = {"mnist": "mnist", "fashion": "fashion_mnist"}
 
 
 def pictures(notebook):
@@ -21,7 +22,7 @@ def pictures(notebook):
         for output in cell.get("outputs", []) if drawn else []:
             png = "".join(output.get("data", {}).get("image/png", ""))
             if png:
-                path = ROOT / "images" / f"{drawn[1]}_sweep.png"
+                path = ROOT / "images" / f"{NAMES[drawn[1]]}_sweep.png"
                 found[path] = base64.b64decode(png)
     return found
 

@@ -1,0 +1,637 @@
+"""Every kind of layer and of model: pruned, trained, shrunk and saved."""
+
+import gzip
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from test_training import Watch, zeros
+
+RULES = ("weight_mask", "unit_mask")
+KEEPERS = ("ZeroKeeper", "Pruner")
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 3, 32)
+
+
+def attention(name):
+    """Return a function that lets its inputs attend to themselves."""
+    layer = layers.MultiHeadAttention(2, 3, name=name)
+    return lambda inputs: layer(inputs, inputs)
+
+
+KINDS = {
+    "Dense": ((5,), lambda name: layers.Dense(7, name=name)),
+    "EinsumDense": (
+        (5,),
+        lambda name: layers.EinsumDense("ab,bc->ac", 7, None, "c", name=name),
+    ),
+    "Conv1D": ((7, 2), lambda name: layers.Conv1D(5, 3, name=name)),
+    "Conv2D": ((6, 6, 2), lambda name: layers.Conv2D(5, 3, name=name)),
+    "Conv3D": ((4, 4, 4, 2), lambda name: layers.Conv3D(5, 3, name=name)),
+    "DepthwiseConv2D": (
+        (6, 6, 2),
+        lambda name: layers.DepthwiseConv2D(3, name=name),
+    ),
+    "SeparableConv2D": (
+        (6, 6, 2),
+        lambda name: layers.SeparableConv2D(5, 3, name=name),
+    ),
+    "MultiHeadAttention": ((5, 4), attention),
+    "LSTM": ((5, 2), lambda name: layers.LSTM(4, name=name)),
+    "GRU": ((5, 2), lambda name: layers.GRU(4, name=name)),
+}
+POINTWISE = "pointwise_kernel"
+PRUNED = {
+    "DepthwiseConv2D": set(),
+    "SeparableConv2D": {POINTWISE},
+    "LSTM": {"kernel", "recurrent_kernel"},
+    "GRU": {"kernel", "recurrent_kernel"},
+}
+SHRINKING = ("Dense", "Conv1D", "Conv2D", "Conv3D")
+IN_FRONT = sorted({*KINDS} - {*SHRINKING, "MultiHeadAttention"})
+
+
+def varied(model, seed=0):
+    """Add a little to all weights of a model, so that none is zero."""
+    random = np.random.default_rng(seed)
+    for variable in model.weights:
+        variable.assign_add(random.uniform(0.1, 0.2, variable.shape))
+    return model
+
+
+def model_of(kind, first=True):
+    """Return a model with a layer between Dense layers, or before them."""
+    keras.utils.set_random_seed(0)
+    shape, layer = KINDS[kind]
+    x = inputs = keras.Input(shape)
+    if first:
+        x = layers.Dense(4, "relu", name="first")(x)
+    x = layers.Flatten()(layer("layer")(x))
+    x = layers.Dense(6, "relu", name="hidden")(x)
+    return varied(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+
+
+def is_pruned(variable, kind):
+    """Return whether a variable of `model_of(kind)` is a kernel to prune."""
+    layer, *_, name = variable.path.split("/")
+    names = PRUNED.get(kind, {"kernel"}) if layer == "layer" else {"kernel"}
+    return layer != "logits" and name in names
+
+
+def zeros_due(shape, name, sparsity):
+    """Return how many zeros a rule puts into a kernel of a shape."""
+    size, units = math.prod(shape), shape[-1]
+    if name == "unit_mask":
+        return round(sparsity * units) * (size // units)
+    return round(sparsity * size)
+
+
+def rows_of(model, seed=1):
+    """Return 32 random rows for a model."""
+    shape = (32, *model.inputs[0].shape[1:])
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def answers(model, rows):
+    """Return the outputs of a model as an array."""
+    return keras.ops.convert_to_numpy(model(rows, training=False))
+
+
+def disagreement(model, other, rows):
+    """Return how far two models differ, relative to the largest answer."""
+    expected = answers(model, rows)
+    error = np.abs(answers(other, rows) - expected).max()
+    return error / np.abs(expected).max()
+
+
+def compiled(model):
+    """Return the model itself, compiled."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.Adam(0.01)
+    model.compile(optimizer, loss, jit_compile=False)
+    return model
+
+
+def fit(model, rows, *callbacks, epochs=3):
+    """Train a model itself by two steps an epoch."""
+    options = {"verbose": 0, "shuffle": False, "callbacks": [*callbacks]}
+    model.fit(rows, LABELS, 16, epochs, **options)
+
+
+def kernel_of(layer):
+    """Return a function that chooses the kernel of a layer."""
+    return lambda model: [model.get_layer(layer).kernel]
+
+
+def reloaded(model, folder):
+    """Return a model, saved and loaded."""
+    model.save(folder / "model.keras")
+    return keras.models.load_model(folder / "model.keras")
+
+
+# every layer and rule
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rule_leaves_the_zeros_due_in_each_kernel(nb, kind, name):
+    model = model_of(kind)
+    before = model.get_weights()
+    pruned = nb.prune(model, getattr(nb, name), 0.4)
+    for values, now in zip(before, model.get_weights()):
+        assert (values == now).all()
+    total = size = 0
+    for variable, values in zip(pruned.weights, before):
+        now = variable.numpy()
+        assert ((now == 0) | (now == values)).all()
+        if is_pruned(variable, kind):
+            assert (now == 0).sum() == zeros_due(now.shape, name, 0.4)
+            total, size = total + (now == 0).sum(), size + now.size
+        elif variable.name != "bias":
+            assert (now == values).all()
+    assert math.isclose(nb.measured_sparsity(pruned), total / size)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bias_goes_with_its_unit_but_not_with_a_gate(nb, kind, name):
+    model = model_of(kind)
+    pruned = nb.prune(model, getattr(nb, name), 0.8)
+    now = {v.path: v.numpy() for v in pruned.weights}
+    pruned_paths = {v.path for v in pruned.weights if is_pruned(v, kind)}
+    biases = [v for v in model.weights if v.name == "bias"]
+    assert len(biases) >= 4
+    for bias in biases:
+        owner, expected = bias.path.removesuffix("bias"), bias.numpy()
+        for path in pruned_paths & {owner + "kernel", owner + POINTWISE}:
+            if not owner.endswith("_cell/"):
+                kernel = now[path].reshape(-1, now[path].shape[-1])
+                expected = expected * kernel.any(axis=0)
+        assert (now[bias.path] == expected).all()
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_zeros_due_are_held_at_every_step(nb, kind, name):
+    model = compiled(model_of(kind))
+    kernels = [v for v in model.weights if is_pruned(v, kind)]
+
+    def count(model):
+        return [int((kernel.numpy() == 0).sum()) for kernel in kernels]
+
+    schedule = nb.PolynomialDecay(0.2, 0.6, begin=1, end=3, frequency=2)
+    counts, places = Watch(count), Watch(zeros)
+    pruner = nb.Pruner(getattr(nb, name), schedule)
+    fit(model, rows_of(model), pruner, counts, places)
+    few, many = (
+        [zeros_due(kernel.shape, name, sparsity) for kernel in kernels]
+        for sparsity in (0.2, 0.6)
+    )
+    assert counts.noted == [few] * 2 + [many] * 4
+    for earlier, later in zip(places.noted, places.noted[1:]):
+        assert later[earlier].all(), "a zero has come back"
+    assert count(model) == many
+    assert all(v.constraint is None for v in model.weights)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_pruned_is_shrunk_or_refused_by_name(nb, kind, name):
+    pruned = nb.prune(model_of(kind), getattr(nb, name), 0.5)
+    if kind in SHRINKING:
+        small = nb.shrink(pruned)
+        assert disagreement(pruned, small, rows_of(pruned)) <= 1e-5
+        if name == "unit_mask":
+            units = pruned.get_layer("layer").kernel.shape[-1]
+            left = units - round(0.5 * units)
+            assert small.get_layer("layer").kernel.shape[-1] == left
+            assert small.count_params() < pruned.count_params() / 2
+    else:
+        layer = rf"{kind} 'layer'.*keep the zeros"
+        with pytest.raises(ValueError, match=layer):
+            nb.shrink(pruned)
+        assert nb.compact(pruned) is pruned
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("kind", IN_FRONT)
+def test_a_layer_in_front_stays_whole_and_the_rest_is_shrunk(nb, kind, name):
+    model, hidden = model_of(kind, first=False), kernel_of("hidden")
+    pruned = nb.prune(model, getattr(nb, name), 0.5, hidden)
+    small = nb.shrink(pruned)
+    assert disagreement(pruned, small, rows_of(pruned)) <= 1e-5
+    if name == "unit_mask":
+        assert small.get_layer("hidden").units == 3
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_depthwise_kernel_is_ever_pruned(nb, name):
+    inputs = keras.Input((6, 6, 2))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=3, name="whole")(inputs)
+    x = layers.SeparableConv2D(4, 3, depth_multiplier=2, name="half")(x)
+    outputs = layers.Dense(3)(layers.Flatten()(x))
+    model = varied(keras.Model(inputs, outputs))
+    pruned = nb.prune(model, getattr(nb, name), 0.5)
+    for layer in ("whole", "half"):
+        assert pruned.get_layer(layer).get_weights()[0].all()
+    assert not pruned.get_layer("half").get_weights()[1].all()
+
+
+# the models that people have
+
+
+def two_branches():
+    """Return a functional model whose branches are added."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu")(inputs)
+    wide = layers.Dense(7, "relu")(x)
+    deep = layers.Dense(7, "tanh")(layers.Dense(5, "relu")(x))
+    return keras.Model(inputs, layers.Dense(3)(layers.Add()([wide, deep])))
+
+
+def nested():
+    """Return a functional model with a Sequential one inside."""
+    inner = [keras.Input((8,)), layers.Dense(7, "relu"), layers.Dense(5)]
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu")(inputs)
+    x = keras.Sequential(inner)(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def shared():
+    """Return a model that uses a layer twice."""
+    inputs, twice = keras.Input((6,)), layers.Dense(6, "tanh")
+    return keras.Model(inputs, layers.Dense(3)(twice(twice(inputs))))
+
+
+def mixed_precision():
+    """Return a model that computes in float16 and keeps float32 weights."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    parts = [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(7)]
+    model = keras.Sequential([*parts, layers.Dense(3, dtype="float32")])
+    keras.config.set_dtype_policy(before)
+    return model
+
+
+def normalized():
+    """Return a model that normalizes what it concatenates."""
+    inputs = keras.Input((6,))
+    parts = [layers.Dense(4, "relu")(inputs), layers.Dense(5)(inputs)]
+    x = layers.BatchNormalization()(layers.Concatenate()(parts))
+    return keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.2)(x)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    """A model with a `call` of its own."""
+
+    def __init__(self, **options):
+        """Make three layers."""
+        super().__init__(**options)
+        self.first = layers.Dense(8, "relu")
+        self.second = layers.Dense(7, "relu")
+        self.third = layers.Dense(3)
+
+    def call(self, inputs):
+        """Return logits."""
+        hidden = self.first(inputs)
+        return self.third(self.second(hidden) + hidden[:, :7])
+
+
+def subclassed():
+    """Return a subclassed model that is built."""
+    model = Subclassed()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+MODELS = (two_branches, nested, shared, mixed_precision, normalized)
+ROWS = RANDOM.normal(size=(32, 6)).astype("float32")
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["built", "loaded"])
+@pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.parametrize("build", [*MODELS, subclassed])
+def test_any_model_is_pruned_trained_saved_and_loaded(
+    nb, tmp_path, build, keeper, loaded
+):
+    keras.utils.set_random_seed(0)
+    model = compiled(varied(build()))
+    if loaded:
+        fit(model, ROWS, epochs=1)
+        model = reloaded(model, tmp_path)
+    masks = nb.masks_of(model, nb.unit_mask, 0.5)
+    nb.apply_masks(model, masks)
+    expected, start = zeros(model), model.get_weights()
+    callbacks = {
+        "ZeroKeeper": nb.ZeroKeeper,
+        "Pruner": lambda: nb.Pruner(nb.unit_mask, nb.ConstantSparsity(0.5)),
+    }
+    places = Watch(zeros)
+    fit(model, ROWS, callbacks[keeper](), places)
+    assert len(places.noted) == 6
+    assert (np.array(places.noted) == expected).all()
+    assert (zeros(model) == expected).all()
+    assert any((w != s).any() for w, s in zip(model.get_weights(), start))
+    again = reloaded(model, tmp_path)
+    assert (answers(again, ROWS) == answers(model, ROWS)).all()
+    assert (zeros(again) == expected).all()
+    assert nb.measured_sparsity(again) == nb.measured_sparsity(model)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("build", [*MODELS, subclassed])
+def test_a_copy_of_any_model_is_pruned(nb, build, name):
+    model, rule = varied(build()), getattr(nb, name)
+    before = model.get_weights()
+    pruned = nb.prune(model, rule, 0.5)
+    kernels = nb.prunable_kernels(pruned)
+    assert len(kernels) == len(nb.all_kernels(model)) - 1
+    for kernel in kernels:
+        found = np.count_nonzero(kernel.numpy() == 0)
+        assert found == zeros_due(kernel.shape, name, 0.5)
+    for values, now in zip(before, model.get_weights()):
+        assert (values == now).all()
+
+
+def test_a_class_that_keras_cannot_copy_is_named(nb):
+    class Closed(keras.Model):
+        def __init__(self):
+            super().__init__(name="closed")
+            self.layer = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.layer(inputs)
+
+    model = Closed()
+    model(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"'closed'.*get_config.*apply_masks"):
+        nb.prune(model, nb.weight_mask, 0.5)
+
+
+# which kernels
+
+
+def three_layers():
+    """Return a chain of three Dense layers with biases."""
+    keras.utils.set_random_seed(0)
+    parts = [
+        layers.Dense(units, activation="tanh", name=name)
+        for units, name in ((8, "first"), (7, "second"), (3, "last"))
+    ]
+    return varied(keras.Sequential([keras.Input((6,)), *parts]))
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("first", 4), ("second", 3), ("last", 1)]
+)
+def test_only_what_is_chosen_is_pruned(nb, name, left):
+    model, choose = three_layers(), kernel_of(name)
+    pruned = nb.prune(model, nb.unit_mask, 0.5, choose)
+    for layer, before in zip(pruned.layers, model.layers):
+        (kernel, bias), (whole, own) = (
+            layer.get_weights(),
+            before.get_weights(),
+        )
+        kept = np.ones(len(own), bool)
+        if layer.name == name:
+            kept = kernel.any(axis=0)
+            assert kept.sum() == left
+            share = nb.measured_sparsity(pruned, choose)
+            assert math.isclose(share, 1 - left / len(kept))
+        assert (kernel == whole * kept).all() and (bias == own * kept).all()
+
+
+def test_all_kernels_include_the_output_and_kernels_of_one_unit(nb):
+    parts = [keras.Input((6,)), layers.Dense(1), layers.Dense(5)]
+    model = keras.Sequential([*parts, layers.Dense(3)])
+    shapes = [tuple(kernel.shape) for kernel in nb.all_kernels(model)]
+    assert shapes == [(6, 1), (1, 5), (5, 3)]
+    shapes = [tuple(kernel.shape) for kernel in nb.prunable_kernels(model)]
+    assert shapes == [(1, 5)]
+    empty = nb.prune(model, nb.unit_mask, 1, nb.all_kernels)
+    assert not any(weights.any() for weights in empty.get_weights())
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_only_what_is_chosen_is_held(nb, keeper):
+    chosen, other = kernel_of("second"), kernel_of("first")
+    model = nb.prune(three_layers(), nb.weight_mask, 0.5, nb.all_kernels)
+    callbacks = {
+        "ZeroKeeper": lambda: nb.ZeroKeeper(chosen),
+        "Pruner": lambda: nb.Pruner(
+            nb.weight_mask, nb.ConstantSparsity(0.5), chosen
+        ),
+    }
+    expected = chosen(model)[0].numpy() == 0
+    shares = Watch(lambda model: chosen(model)[0].numpy() == 0)
+    fit(compiled(model), ROWS, callbacks[keeper](), shares)
+    assert (np.array(shares.noted) == expected).all()
+    assert nb.measured_sparsity(model, other) < 0.1
+
+
+def equal_names():
+    """Return a model whose two nested parts have variables of equal paths."""
+
+    def part(inputs, units):
+        ends = keras.Input((inputs,))
+        dense = layers.Dense(units, "tanh", name="same")
+        return keras.Model(ends, dense(ends))
+
+    inputs = keras.Input((6,))
+    hidden = part(8, 5)(part(6, 8)(inputs))
+    return varied(keras.Model(inputs, layers.Dense(3)(hidden)))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_equal_paths_are_told_apart_when_pruned(nb, name):
+    model = equal_names()
+    paths = [variable.path for variable in model.weights]
+    assert paths[:2] == paths[2:4]
+    pruned = nb.prune(model, getattr(nb, name), 0.75)
+    first, own, second, others, *_ = pruned.get_weights()
+    for kernel, bias in ((first, own), (second, others)):
+        assert (kernel == 0).sum() == zeros_due(kernel.shape, name, 0.75)
+        assert ((bias != 0) == kernel.any(axis=0)).all()
+
+
+def test_equal_paths_are_told_apart_in_training_and_in_files(nb, tmp_path):
+    model = compiled(equal_names())
+    schedule, places = nb.ConstantSparsity(0.5), Watch(zeros)
+    fit(model, ROWS, nb.Pruner(nb.unit_mask, schedule), places)
+    kernels = model.get_weights()[0:4:2]
+    assert [int((k == 0).sum()) for k in kernels] == [24, 16]
+    for earlier, later in zip(places.noted, places.noted[1:]):
+        assert later[earlier].all()
+    again = reloaded(model, tmp_path)
+    assert (answers(again, ROWS) == answers(model, ROWS)).all()
+
+
+# part 11
+
+
+@pytest.fixture(scope="module")
+def small_cnn(nb):
+    """Return a small convolutional network, its statistics not trivial."""
+    return varied(nb.build_cnn((4, 6), 8))
+
+
+def test_build_cnn_has_the_layers_and_the_parameters_it_should(nb):
+    model = nb.build_cnn((4, 6), 8, seed=3)
+    convolutions = (1 * 9 + 1) * 4 + (4 * 9 + 1) * 6
+    statistics = 4 * (4 + 6)
+    dense = (7 * 7 * 6 + 1) * 8 + (8 + 1) * 10
+    assert model.count_params() == convolutions + statistics + dense
+    assert model.layers[-1].name == "logits"
+    images = np.zeros((5, 28, 28), "uint8")
+    assert model(images).shape == (5, 10)
+    again = nb.build_cnn((4, 6), 8, seed=3).get_weights()
+    other = nb.build_cnn((4, 6), 8, seed=4).get_weights()
+    for values, same in zip(model.get_weights(), again):
+        assert (values == same).all()
+    assert any((a != b).any() for a, b in zip(again, other))
+
+
+def test_a_convolutional_network_shrinks_after_pruning_in_training(nb, data):
+    model = nb.train(nb.build_cnn((4, 6), 8), data, 1, 0)
+    pruned = nb.prune_in_training(model, data, nb.unit_mask, 0.5, 1, 0)
+    assert nb.measured_sparsity(pruned) == 0.5
+    small = nb.shrink(pruned)
+    *units, classes = [k.shape[-1] for k in nb.all_kernels(small)]
+    assert classes == 10
+    assert all(n <= most for n, most in zip(units, (2 + 1, 3, 4), strict=True))
+    assert disagreement(pruned, small, data.x_test) <= 1e-5
+    trained = nb.train(small, data, 1, 0)
+    assert trained.count_params() == small.count_params()
+    assert (
+        nb.evaluate(trained, data)["loss"] < nb.evaluate(small, data)["loss"]
+    )
+
+
+def test_compare_measures_each_model(nb, data, small_cnn):
+    small = nb.shrink(nb.prune(small_cnn, nb.unit_mask, 0.5))
+    models = {"dense": small_cnn, "small": small}
+    table = nb.compare(models, data, 20)
+    assert list(table.index) == ["dense", "small"]
+    assert list(table.columns) == [
+        *("accuracy (%)", "parameters", "MFLOPs", "ms for 20 images")
+    ]
+    for name, model in models.items():
+        right = answers(model, data.x_test).argmax(axis=1) == data.y_test
+        assert math.isclose(table["accuracy (%)"][name], 100 * right.mean())
+        assert table.parameters[name] == model.count_params()
+    products = 28**2 * 9 * 4 + 14**2 * 9 * 4 * 6 + 7**2 * 6 * 8 + 8 * 10
+    assert math.isclose(table.MFLOPs["dense"], 2 * products / 1e6)
+    assert table.MFLOPs["small"] < table.MFLOPs["dense"]
+    assert (table["ms for 20 images"] > 0).all()
+
+
+def test_prune_further_goes_on_from_what_is_pruned(nb):
+    model = varied(two_branches())
+    original = model.get_weights()
+    sparsities = (0.25, 0.5, 0.75)
+    expected = nb.prune(model, nb.weight_mask, 0.75)
+    table = nb.prune_further(model, nb.weight_mask, sparsities)
+    for once, again in zip(expected.get_weights(), model.get_weights()):
+        assert (once == again).all()
+    assert list(table.index) == ["25%", "50%", "75%"]
+    shapes = [k.shape for k in nb.prunable_kernels(model)]
+    for sparsity, row in zip(sparsities, table.itertuples(index=False)):
+        count = [zeros_due(s, "weight_mask", sparsity) for s in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
+        shares = [c / size for c, size in zip(count, sizes)]
+        found = sum(count) / sum(sizes), min(shares), max(shares)
+        assert np.allclose(row[:3], found)
+    packed = [gzip.compress(w.tobytes(), 1) for w in model.get_weights()]
+    megabytes = table["MB after gzip"]
+    assert math.isclose(megabytes["75%"], sum(map(len, packed)) / 1e6)
+    assert megabytes.is_monotonic_decreasing
+    assert any((a != b).any() for a, b in zip(original, model.get_weights()))
+
+
+def test_attempt_refuses_for_a_value_error_only(nb):
+    assert nb.attempt(divmod, 7, 3) == (2, 1)
+    assert nb.attempt(int, "seven") == "refused"
+    with pytest.raises(ZeroDivisionError):
+        nb.attempt(divmod, 7, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_support_says_what_works(nb, kind):
+    shape, layer = KINDS[kind]
+    row = nb.support(layer("layer"), shape)
+    assert list(row) == ["weight", "unit", "shrink"]
+    assert row["shrink"] == ("yes" if kind in SHRINKING else "refused")
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer("layer")(inputs))
+    shapes = [v.shape for v in model.weights if is_pruned(v, kind)]
+    for name, rule in (("weight", "weight_mask"), ("unit", "unit_mask")):
+        if not shapes:
+            assert row[name] == "kept whole"
+            continue
+        due = sum(zeros_due(s, rule, 0.5) for s in shapes)
+        assert math.isclose(row[name], due / sum(map(math.prod, shapes)))
+
+
+def test_one_device_needs_no_strategy(nb, monkeypatch):
+    for found in ([], ["GPU:0"]):
+        monkeypatch.setattr(
+            tf.config, "list_physical_devices", lambda kind, f=found: f
+        )
+        assert nb.all_devices() is tf.distribute.get_strategy()
+        assert nb.all_devices().num_replicas_in_sync == 1
+
+
+TWO_DEVICES = """
+import types
+import conftest
+from test_layers import *
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, two)
+names = {"__name__": "__main__", **conftest.RUN_TIME}
+exec(compile(conftest.definitions(conftest.NOTEBOOK), "nb", "exec"), names)
+nb, weights = types.SimpleNamespace(**names), []
+data = nb.stand_in("digits")
+images, labels = data.x_train[:64], data.y_train[:64]
+for devices in (1, 2):
+    tf.config.list_physical_devices = lambda *kind: [cpu] * devices
+    strategy = nb.all_devices()
+    assert strategy.num_replicas_in_sync == devices
+    with strategy.scope():
+        model = nb.build_mlp((12, 8))
+        model.compile(keras.optimizers.SGD(0.05), nb.LOSS, jit_compile=False)
+    schedule = nb.PolynomialDecay(0.0, 0.5, begin=1, end=6, frequency=2)
+    pruner, places = nb.Pruner(nb.unit_mask, schedule), Watch(zeros)
+    options = {"callbacks": [pruner, places], "shuffle": False}
+    model.fit(images, labels, 16, 2, 0, **options)
+    for earlier, later in zip(places.noted, places.noted[1:]):
+        assert later[earlier].all()
+    assert nb.measured_sparsity(model) == 0.5
+    weights.append(model.get_weights())
+    small = nb.shrink(model)
+    assert [x.units for x in small.layers[-3:]] == [6, 4, 10]
+    assert disagreement(model, small, images) <= 1e-5
+for single, mirrored in zip(*weights):
+    assert np.allclose(single, mirrored, atol=1e-4)
+    assert ((single == 0) == (mirrored == 0)).all()
+"""
+
+
+def test_two_devices_train_and_prune_like_one():
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
