@@ -549,6 +549,13 @@ def test_a_checkpoint_taken_on_the_way_is_sparse(nb, golden, tmp_path):
         assert kernel_zeros(loaded) == planned(10 * epoch)
 
 
+def test_zeros_that_were_held_have_no_sign(nb, golden):
+    model = compiled(network(activation="tanh"))
+    fit(model, STEPS, nb.Pruner(nb.weight_mask, golden))
+    for weights in model.get_weights():
+        assert not np.signbit(weights[weights == 0]).any()
+
+
 @pytest.mark.parametrize("rule", ["weight_mask", "unit_mask"])
 def test_fine_tuning_keeps_exactly_the_zeros(nb, data, model, rule):
     pruned = nb.prune(model, getattr(nb, rule), 0.8)
