@@ -3,6 +3,8 @@
 import ast
 import gc
 import json
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -52,6 +54,28 @@ def load():
     exec(compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec"), vars(module))
     gc.freeze()  # as the notebook does
     return module
+
+
+TWO_DEVICES = """
+import conftest
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(cpu, two)
+nb, weights = conftest.load(), []
+"""
+
+
+def run_on_two_devices(script):
+    """Run a script, with the definitions as `nb`, on two logical CPUs."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES + script],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="session")

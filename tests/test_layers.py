@@ -2,17 +2,14 @@
 
 import gzip
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import run_on_two_devices
 from keras import layers
-from test_training import Watch, zeros
+from test_training import Watch, compiled, zeros
 
 RULES = ("weight_mask", "unit_mask")
 KEEPERS = ("ZeroKeeper", "Pruner")
@@ -109,14 +106,6 @@ def disagreement(model, other, rows):
     expected = answers(model, rows)
     error = np.abs(answers(other, rows) - expected).max()
     return error / np.abs(expected).max()
-
-
-def compiled(model):
-    """Return the model itself, compiled."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.Adam(0.01)
-    model.compile(optimizer, loss, jit_compile=False)
-    return model
 
 
 def fit(model, rows, *callbacks, epochs=3):
@@ -590,16 +579,8 @@ def test_one_device_needs_no_strategy(nb, monkeypatch):
         assert nb.all_devices().num_replicas_in_sync == 1
 
 
-TWO_DEVICES = """
-import types
-import conftest
+ALL_DEVICES = """
 from test_layers import *
-cpu = tf.config.list_physical_devices("CPU")[0]
-two = [tf.config.LogicalDeviceConfiguration()] * 2
-tf.config.set_logical_device_configuration(cpu, two)
-names = {"__name__": "__main__", **conftest.RUN_TIME}
-exec(compile(conftest.definitions(conftest.NOTEBOOK), "nb", "exec"), names)
-nb, weights = types.SimpleNamespace(**names), []
 data = nb.stand_in("digits")
 images, labels = data.x_train[:64], data.y_train[:64]
 for devices in (1, 2):
@@ -627,11 +608,4 @@ for single, mirrored in zip(*weights):
 
 
 def test_two_devices_train_and_prune_like_one():
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_devices(ALL_DEVICES)

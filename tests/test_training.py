@@ -5,9 +5,6 @@ import itertools
 import json
 import math
 import operator
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import matplotlib.pyplot as plt
@@ -15,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from conftest import run_on_two_devices
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -606,12 +604,7 @@ def test_fine_tuning_again_compiles_nothing(nb, data, model):
 
 DISTRIBUTED = """
 import contextlib
-import conftest
 from test_training import *
-cpu = tf.config.list_physical_devices("CPU")[0]
-two = [tf.config.LogicalDeviceConfiguration()] * 2
-tf.config.set_logical_device_configuration(cpu, two)
-nb, weights = conftest.load(), []
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
 for scope in (contextlib.nullcontext(), strategy.scope()):
@@ -643,13 +636,7 @@ for single, mirrored in ((0, 2), (1, 3)):
 
 
 def test_zeros_stay_on_two_devices():
-    done = subprocess.run(
-        [sys.executable, "-c", DISTRIBUTED],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_devices(DISTRIBUTED)
 
 
 # the callbacks' manners
