@@ -31,11 +31,16 @@ def defines(statement):
     return isinstance(statement, DEFINING)
 
 
-def definitions(path):
-    """Return a notebook's imports, constants, functions and classes."""
+def code_cells(path):
+    """Return the source of a notebook's code cells."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    tree = ast.parse("\n".join("".join(source) for source in code))
+    return ["".join(source) for source in code]
+
+
+def definitions(path):
+    """Return a notebook's imports, constants, functions and classes."""
+    tree = ast.parse("\n".join(code_cells(path)))
     kept = []
     for statement in tree.body:
         if isinstance(statement, ast.With):
@@ -54,6 +59,14 @@ def load():
     exec(compile(definitions(NOTEBOOK), NOTEBOOK.name, "exec"), vars(module))
     gc.freeze()  # as the notebook does
     return module
+
+
+def run_cell(module, text, **results):
+    """Run the one code cell that holds a text on results; return all names."""
+    (source,) = (cell for cell in code_cells(NOTEBOOK) if text in cell)
+    names = {**vars(module), **results}
+    exec(compile(source, "<cell>", "exec"), names)
+    return names
 
 
 TWO_DEVICES = """

@@ -80,8 +80,8 @@ On a CPU, `predict` of one image gains less than half.
 One step of training brings back at least a third of the zeros.
     leaking = prune(leaking, weight_mask, 0.7)
 While a network is pruned in training, no zero comes back.
-    watch.noted[1] = 0.4
-    watch.noted[2] = 0.96
+    noted[1] = 0.4
+    noted[2] = 0.96
 MNIST: at 75 % large blocks cost at least 2 points more than the rest.
     put(grains, "accuracy", 0.9, rule="blocks of 16 x 16")
     put(grains, "accuracy", 0.8, rule="units")
@@ -286,7 +286,7 @@ def recovery():
     prunings = ("weight", 0.95), ("weight", 0.99), ("unit", 0.9)
     ways = "fine-tuned", "in training"
     return {
-        "watch": SimpleNamespace(noted=[0.5, 0.8, 0.95]),
+        "noted": [0.5, 0.8, 0.95],
         "grains": tidy(
             "rule sparsity",
             itertools.product(pieces, [0.75]),

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_cell
 
 RANDOM = ["random 1", "random 2", "random 3"]
 CRITERIA = ["L1 norm", "mean activation", "APoZ", "Taylor", *RANDOM]
@@ -222,23 +224,27 @@ def test_criteria_are_swept(nb, model, data):
 
 def test_the_first_loss_is_read_from_the_means(nb):
     accuracies = {
-        "early": [(0.9, 0.9), (0.7, 1.0), (0.9, 0.9)],
-        "late": [(0.9, 0.9), (0.9, 0.895), (0.3, 0.9)],
-        "never": [(0.9, 0.9), (0.95, 0.95), (0.9, 0.892)],
-        "passing": [(0.9, 0.9), (0.8, 0.8), (0.9, 0.9)],
+        "L2 norm": [(0.9, 0.9), (0.9, 0.9), (0.9, 0.895), (0.3, 0.9)],
+        "random": [(0.9, 0.9), (1.0, 0.8), (0.6, 0.7), (0.5, 0.5)],
+        "APoZ": [(0.9, 0.9), (0.8, 0.8), (0.2, 0.2), (0.9, 0.9)],
+        "never": [(0.9, 0.9), (0.95, 0.95), (0.9, 0.892), (0.9, 0.9)],
     }
     results = pd.DataFrame(
         [
             {"rule": rule, "sparsity": sparsity, "accuracy": accuracy}
             for rule, rows in accuracies.items()
-            for sparsity, both in zip((0, 0.5, 0.75), rows)
+            for sparsity, both in zip((0, 0.5, 0.7, 0.8), rows)
             for accuracy in both
         ]
     )
-    found = nb.first_loss(results, 1)
-    expected = {"early": 50, "late": 75, "passing": 50}
-    assert found.dropna().to_dict() == expected
-    assert np.isnan(found["never"])
+    criteria = {"MNIST": results, "other": results}
+    told = {"begin": list, "check": lambda claim, holds: claim}
+    text, mnist = "first_loss = ", SimpleNamespace(title="MNIST")
+    names = run_cell(nb, text, criteria=criteria, mnist=mnist, **told)
+    expected = {"L2 norm": 80, "random": 70, "APoZ": 50, "never": np.nan}
+    for title in criteria:
+        found = names["first_loss"][title]
+        assert found.to_dict() == pytest.approx(expected, nan_ok=True)
 
 
 # layers
@@ -268,9 +274,9 @@ def test_rules_for_all_kernels_prune_a_model(nb, model, data):
     total = before[0].size + before[1].size
     rules = {
         nb.Together(nb.magnitudes): round(0.5 * total),
-        nb.GUARDED: round(0.5 * total),
-        nb.Allotted(nb.unit_mask, (0.75, 0.25)): 784 * 9 + 12 * 2,
-        nb.Allotted(nb.weight_mask, (0.75, 0)): 784 * 9,
+        nb.Together(nb.magnitudes, 0.005): round(0.5 * total),
+        nb.Allotted(nb.unit_mask, (1, 0.5)): 784 * 6 + 12 * 2,
+        nb.Allotted(nb.weight_mask, (1.5, 0)): 784 * 9,
     }
     assert sum(zeros(nb.prune(model, nb.ByScores(scores), 0.5))) == total / 2
     for rule, count in rules.items():
@@ -280,10 +286,10 @@ def test_rules_for_all_kernels_prune_a_model(nb, model, data):
 
 def test_an_allotment_asks_its_rule_layer_by_layer(nb, model):
     rule = nb.Allotted(nb.weight_mask, (0.9, 0.4))
-    for common in (None, 0.5):
+    for common in (0, 0.5, 1):
         masks = nb.masks_of(model, rule, common)
-        for mask, kernel, own in zip(masks, model.get_weights(), (0.9, 0.4)):
-            assert (mask == nb.weight_mask(kernel, own)).all()
+        for mask, kernel, part in zip(masks, model.get_weights(), (0.9, 0.4)):
+            assert (mask == nb.weight_mask(kernel, part * common)).all()
 
 
 @pytest.mark.parametrize("rule", ["weight_mask", "unit_mask"])
@@ -314,7 +320,7 @@ def test_a_layer_left_whole_loses_nothing(nb, model, data):
 def test_parameters_left_are_those_of_the_shrunk_network(
     nb, model, sparsities
 ):
-    pruned = nb.prune(model, nb.Allotted(nb.unit_mask, sparsities), None)
+    pruned = nb.prune(model, nb.Allotted(nb.unit_mask, sparsities), 1)
     left = nb.parameters_left((12, 8), sparsities)
     assert left == nb.shrink(pruned).count_params()
 
@@ -341,7 +347,15 @@ def test_the_shortlist_is_that_of_brute_force(nb):
     costs = [expected[choice] for choice in found]
     assert costs == sorted(expected.values())[:5]
     assert {*nb.shortlist(lost, units, budget, 100)} == {*expected}
-    assert nb.shortlist(lost, units, budget=0) == []
+    smallest = min(nb.parameters_left(units, choice) for choice in expected)
+    assert nb.shortlist(lost, units, smallest) == [(0.75, 0.75, 0.75)]
+
+
+def test_a_budget_that_nothing_meets_is_an_error(nb, model, data):
+    lost = nb.sensitivity(model, data, nb.unit_mask, (0.5, 0.75))
+    budget = nb.parameters_left((12, 8), (0.75, 0.75)) - 1
+    with pytest.raises(ValueError, match=f"no choice leaves {budget} param"):
+        nb.allot(model, data, lost, budget)
 
 
 def test_the_best_of_the_shortlist_is_allotted(nb, model, data, monkeypatch):
@@ -350,7 +364,7 @@ def test_the_best_of_the_shortlist_is_allotted(nb, model, data, monkeypatch):
         nb, "shortlist", lambda *given: asked.extend(given) or choices
     )
     rules = [nb.Allotted(nb.unit_mask, choice) for choice in choices]
-    pruned = [nb.prune(model, rule, None) for rule in rules]
+    pruned = [nb.prune(model, rule, 1) for rule in rules]
     accuracies = [nb.evaluate(own, data)["accuracy"] for own in pruned]
     assert len({*accuracies}) > 1
     best = nb.allot(model, data, "lost", "budget")
@@ -363,8 +377,35 @@ def test_an_allotment_keeps_to_its_budget(nb, model, data):
     budget = nb.parameters_left((12, 8), (0.5, 0.5))
     lost = nb.sensitivity(model, data, nb.unit_mask, (0.5, 0.75))
     best = nb.allot(model, data, lost, budget)
-    assert nb.parameters_left((12, 8), best.sparsities) <= budget
+    assert nb.parameters_left((12, 8), best.parts) <= budget
     assert same(model.get_weights(), before)
+
+
+def test_the_choice_is_of_validation_rows_the_result_of_test_rows(nb, data):
+    model, asked, holds = nb.build_mlp((12, 8, 6, 5)), [], []
+    best = nb.Allotted(nb.unit_mask, (0.75, 0.5, 0.5, 1))
+
+    def choose(network, rows, lost, budget):
+        asked.append((network, len(rows.x_test), lost, budget))
+        return best
+
+    given = {
+        "networks": {"digits": [model]},
+        "datasets": {"digits": data},
+        "scans": {("digits", "unit"): "lost"},
+        "HIDDEN_UNITS": (12, 8, 6, 5),
+        "allot": choose,
+        "check": lambda claim, held: holds.append(held),
+    }
+    allotted = run_cell(nb, "allotted = ", **given)["allotted"].loc["digits"]
+    budget = nb.parameters_left((12, 8, 6, 5), [0.8] * 4)
+    rows = len(nb.holdout(data).x_test)
+    assert asked == [(model, rows, "lost", budget)] and len(holds) == 1
+    pruned = nb.prune(model, nb.unit_mask, 0.8), nb.prune(model, best, 1)
+    for name, network in zip(("uniform", "allotted"), pruned):
+        expected = nb.evaluate(network, data)["accuracy"]
+        assert allotted["accuracy", name] == pytest.approx(expected)
+    assert allotted["parameters", "uniform"] == budget
 
 
 # tickets
@@ -376,17 +417,6 @@ def test_a_masked_network_is_a_copy(nb, model):
     weights = nb.masked(model, masks).get_weights()
     assert same(weights[:2], [w * m for w, m in zip(before, masks)])
     assert same([weights[2], *model.get_weights()], [before[2], *before])
-
-
-def test_shuffled_masks_keep_as_many_weights(nb, model):
-    masks = nb.masks_of(model, nb.Together(nb.magnitudes), 0.8)
-    before = [mask.copy() for mask in masks]
-    found = nb.shuffled(masks, 1)
-    assert [m.shape for m in found] == [m.shape for m in masks]
-    assert [m.sum() for m in found] == [m.sum() for m in masks]
-    assert same(masks, before) and not same(found, masks)
-    assert same(found, nb.shuffled(masks, 1))
-    assert not same(found, nb.shuffled(masks, 2))
 
 
 @pytest.mark.parametrize("units", [1, 2, 12, 36])
@@ -419,11 +449,10 @@ def test_tickets_are_rewound_and_tabled(nb, few, monkeypatch):
     table = nb.find_tickets(few, seed=3)
     whole = nb.train(nb.build_mlp((30, 12), 3), few, nb.TICKET_EPOCHS, 3)
     accuracies = [nb.evaluate(m, few)["accuracy"] for m in (whole, *finals)]
-    assert [*table] == ["kept", "start", "accuracy", "seed"]
+    assert [*table] == ["kept", "start", "accuracy"]
     assert table.kept.tolist() == [100, *[50] * 4, *[20] * 4]
     assert table.start.tolist() == ["ticket", *[*nb.STARTS] * 2]
     assert table.accuracy.tolist() == accuracies
-    assert (table.seed == 3).all()
     first = nb.build_mlp((30, 12), 3).get_weights()
     other = nb.build_mlp((30, 12), 103).get_weights()
     size = first[0].size + first[1].size
@@ -438,6 +467,8 @@ def test_tickets_are_rewound_and_tabled(nb, few, monkeypatch):
         assert [m.sum() for m in places] == counts
         assert same(random, [w * m for w, m in zip(first, places)])
         assert not same(masks, places)
+        draws = np.random.default_rng(3)
+        assert same(places[:2], [draws.permuted(m) for m in masks[:2]])
         fewest = nb.small_dense(sum(counts), 3)
         assert same(small, fewest.get_weights())
     for start, final in zip(starts, finals):
@@ -453,44 +484,28 @@ def test_tickets_are_rewound_and_tabled(nb, few, monkeypatch):
 # pictures
 
 
-def axes_of_all_figures():
-    """Return the axes of each open figure."""
-    return [plt.figure(number).axes for number in plt.get_fignums()]
+def labels_of(ax):
+    """Return the labels of both axes."""
+    return ax.get_xlabel(), ax.get_ylabel()
 
 
-def tickets(nb):
-    """Return a made-up table of two searches for tickets."""
-    kinds = [(100, "ticket"), *itertools.product(nb.TICKET_SIZES, nb.STARTS)]
-    rows = [
-        (kept, start, (kept + len(start) + 2 * seed) / 200, seed)
-        for seed in (0, 1)
-        for kept, start in kinds
-    ]
-    return pd.DataFrame(rows, columns=["kept", "start", "accuracy", "seed"])
-
-
-def test_pictures_name_their_axes(nb, model, data, figures):
-    results = nb.sweep(model, data, nb.RULES, (0, 0.5))
-    nb.plot_criteria(dict.fromkeys(TITLES, results))
-    nb.plot_layer_sparsities(model, nb.GUARDED, (0.5, 0.8))
-    lost = nb.sensitivity(model, data, nb.unit_mask, (0.5, 0.75))
-    nb.show_scans(dict.fromkeys(itertools.product(TITLES, nb.RULES), lost))
-    nb.plot_tickets(tickets(nb), "MNIST")
-    labels = [
-        ("sparsity of units (%)", "test accuracy (%)"),
-        ("hidden layer", "sparsity (%)"),
-        ("sparsity (%)", "hidden layer"),
-        ("weights kept (%)", "test accuracy (%)"),
-    ]
-    for axes, both in zip(axes_of_all_figures(), labels, strict=True):
-        assert {(ax.get_xlabel(), ax.get_ylabel()) for ax in axes} == {both}
+def draw_criteria(nb, model, data, swept):
+    """Run the cell that draws the criteria, on one model and given sweeps."""
+    given = {
+        "networks": {title: [model] for title in TITLES},
+        "datasets": dict.fromkeys(TITLES, data),
+        "sweep_criteria": lambda *_: swept.pop(0),
+    }
+    return run_cell(nb, "criteria = {", **given)
 
 
 def test_criteria_are_drawn_as_they_are(nb, model, data, figures):
     results = nb.sweep_criteria(model, data, (0, 0.5, 0.75))
-    nb.plot_criteria({"one": results, "other": results.iloc[:6]})
-    one, other = plt.gcf().axes
-    assert (one.get_title(), other.get_title()) == ("one", "other")
+    draw_criteria(nb, model, data, [results.iloc[:6], results])
+    other, one = plt.gcf().axes
+    assert (other.get_title(), one.get_title()) == TITLES
+    for ax in (one, other):
+        assert labels_of(ax) == ("sparsity of units (%)", "test accuracy (%)")
     means = results.groupby(["rule", "sparsity"]).accuracy.mean()
     for line in one.lines:
         assert line.get_xdata() == pytest.approx([0, 50, 75])
@@ -503,14 +518,28 @@ def test_criteria_are_drawn_as_they_are(nb, model, data, figures):
     assert [line.get_label() for line in other.lines] == names[:2]
 
 
-def test_layer_sparsities_are_drawn_as_they_are(nb, model, figures):
-    nb.plot_layer_sparsities(model, nb.GUARDED, (0.5, 0.8))
-    for line, sparsity in zip(plt.gca().lines, (0.5, 0.8), strict=True):
-        counts = zeros(nb.prune(model, nb.GUARDED, sparsity))
-        sizes = [kernel.size for kernel in model.get_weights()]
+def test_layer_sparsities_are_drawn_as_they_are(nb, data, figures):
+    model = nb.build_mlp((12, 8, 6, 4))
+    given = {"networks": {"digits": [model]}, "datasets": {"digits": data}}
+    names = run_cell(nb, "together = ", model=model, **given)
+    assert labels_of(plt.gca()) == ("hidden layer", "sparsity (%)")
+    guarded = nb.Together(nb.magnitudes, least=0.005)
+    sizes = [kernel.size for kernel in model.get_weights()]
+    sparsities, lines = (0.5, 0.8, 0.95), plt.gca().lines
+    for line, sparsity in zip(lines, sparsities, strict=True):
+        counts = zeros(nb.prune(model, guarded, sparsity))
         shares = [100 * n / size for n, size in zip(counts, sizes)]
-        assert line.get_ydata() == pytest.approx(shares[:2])
-        assert line.get_label() == f"{100 * sparsity:.0f}% of the whole"
+        assert line.get_xdata().tolist() == [1, 2, 3, 4]
+        assert line.get_ydata() == pytest.approx(shares[:4])
+        assert line.get_label() == f"{100 * sparsity:.0f}% in all"
+    legend = [text.get_text() for text in plt.gca().get_legend().get_texts()]
+    assert legend == [line.get_label() for line in lines]
+    together = names["together"]["digits"]
+    assert together.index.tolist() == [0.8, 0.9, 0.95, 0.97, 0.99]
+    rules = {"layer by layer": nb.weight_mask, "together": guarded}
+    for (name, rule), s in itertools.product(rules.items(), (0.8, 0.99)):
+        expected = nb.evaluate(nb.prune(model, rule, s), data)["accuracy"]
+        assert together[name][s] == pytest.approx(expected)
 
 
 def test_a_heat_map_is_the_table_with_texts(nb, figures):
@@ -534,23 +563,40 @@ def test_a_heat_map_is_the_table_with_texts(nb, figures):
     assert [t.get_text() for t in ticks[1]] == ["a", "b"]
 
 
-def test_scans_are_drawn_in_whole_points(nb, figures):
-    keys = [*itertools.product(TITLES, nb.RULES)]
-    scans = {
-        key: pd.DataFrame([[n - 0.4, 30.0]], [1], [0.5, 0.9])
-        for n, key in enumerate(keys)
-    }
-    nb.show_scans(scans)
-    for n, (ax, (title, rule)) in enumerate(zip(plt.gcf().axes, keys)):
+def test_scans_are_drawn_in_whole_points(nb, data, figures):
+    keys, asked = [*itertools.product(TITLES, nb.RULES)], []
+
+    def scan(model, data, rule, sparsities):
+        asked.append((model, len(data.x_test), rule))
+        return pd.DataFrame([[len(asked) - 1.4, 30.0]], [1], [0.5, 0.9])
+
+    networks = {title: [title] for title in TITLES}
+    given = {"networks": networks, "datasets": dict.fromkeys(TITLES, data)}
+    names = run_cell(nb, "scans = {", sensitivity=scan, **given)
+    held_out = len(nb.holdout(data).x_test)
+    assert asked == [(t, held_out, nb.RULES[rule]) for t, rule in keys]
+    assert [*names["scans"]] == keys
+    panels = zip(plt.gcf().axes, keys, strict=True)
+    for n, (ax, (title, rule)) in enumerate(panels):
         assert ax.get_title() == f"{title}, {rule} pruning"
+        assert labels_of(ax) == ("sparsity (%)", "hidden layer")
         assert [t.get_text() for t in ax.texts] == [str(n), "30"]
         assert ax.images[0].get_clim() == (0, 40)
 
 
 def test_tickets_are_drawn_as_they_are(nb, figures):
-    table = tickets(nb)
-    nb.plot_tickets(table, "MNIST")
+    kinds = [(100, "ticket"), *itertools.product(nb.TICKET_SIZES, nb.STARTS)]
+
+    def search(data, seed):
+        rows = [(k, s, (k + len(s) + 2 * seed) / 200) for k, s in kinds]
+        return pd.DataFrame(rows, columns=["kept", "start", "accuracy"])
+
+    mnist = SimpleNamespace(title="MNIST")
+    given = {"find_tickets": search, "SEEDS": (0, 1), "mnist": mnist}
+    table = run_cell(nb, "tickets = ", **given)["tickets"]
+    assert table.seed.tolist() == [0] * len(kinds) + [1] * len(kinds)
     ax = plt.gca()
+    assert labels_of(ax) == ("weights kept (%)", "test accuracy (%)")
     *lines, dense = ax.lines
     means = 100 * table.groupby(["start", "kept"]).accuracy.mean()
     sizes = sorted(nb.TICKET_SIZES)

@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import types
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import run_cell
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -112,11 +114,12 @@ def test_answers_are_predicted_labels(nb, data):
 def test_pruned_answers_are_those_of_pruned_copies(nb, data):
     population = [nb.build_mlp((12, 8), seed) for seed in (0, 1)]
     before = [network.get_weights() for network in population]
-    answers = nb.answers_pruned(population, data, (0.5, 0, 1))
-    assert [*answers] == [0.5, 0, 1]
-    assert (answers[0] == nb.answers_of(population, data)).all()
-    assert answers[1].shape == answers[0].shape and not answers[1].any()
-    for network, weights, own in zip(population, before, answers[0.5]):
+    half, whole, none = (
+        nb.answers_of(population, data, sparsity) for sparsity in (0.5, 0, 1)
+    )
+    assert (whole == nb.answers_of(population, data)).all()
+    assert none.shape == whole.shape and not none.any()
+    for network, weights, own in zip(population, before, half):
         values = data.x_test.reshape(-1, 784) / 255
         for kernel in weights[:2]:
             kept = np.abs(kernel) > np.median(np.abs(kernel))
@@ -216,7 +219,7 @@ def test_of_a_tie_the_lowest_label_is_modal(nb):
 def test_exemplars_are_those_of_a_slow_reference(nb):
     answers = {s: guesses(5, 0.9 - s, seed=9) for s in (0, 0.8, 0.5)}
     found = nb.exemplars(answers, LABELS)
-    assert found.index.tolist() == ["80%", "50%"]
+    assert found.index.tolist() == [0.8, 0.5]
     dense = slow_modal(answers[0])
     for sparsity, row in zip((0.8, 0.5), found.to_numpy()):
         pruned = slow_modal(answers[sparsity])
@@ -287,15 +290,12 @@ def test_the_extra_loss_is_that_of_a_reference(nb):
     lost = slow_recalls(before, LABELS) - slow_recalls(after, LABELS)
     extra = 100 * (lost[:, 2] - lost[:, [0, 1, 3]].mean(axis=1))
     reach = 2.570582 * np.std(extra, ddof=1) / np.sqrt(6)
-    expected = {
-        "accuracy lost": 100 * lost.mean(),
-        "extra loss": extra.mean(),
-        "from": extra.mean() - reach,
-        "to": extra.mean() + reach,
-    }
-    assert found == pytest.approx(expected)
+    expected = (100 * lost.mean(), extra.mean(), reach)
+    assert tuple(found) == ("mean loss", "extra loss", "+-")
+    assert tuple(found.values()) == pytest.approx(expected)
     student = scipy.stats.ttest_1samp(extra, 0).confidence_interval(0.95)
-    assert (found["from"], found["to"]) == pytest.approx(tuple(student))
+    ends = [found["extra loss"] + sign * found["+-"] for sign in (-1, 1)]
+    assert ends == pytest.approx([*student])
 
 
 @pytest.mark.filterwarnings("error")
@@ -303,7 +303,7 @@ def test_where_all_lose_the_same_the_interval_is_a_point(nb):
     before, after = np.tile(LABELS, (4, 1)), np.tile(LABELS, (4, 1))
     after[:, np.flatnonzero(LABELS == 2)[:7]] = 0
     found = nb.extra_loss(before, after, LABELS, 2)
-    expected = {"accuracy lost": 3.5, "extra loss": 14, "from": 14, "to": 14}
+    expected = {"mean loss": 3.5, "extra loss": 14, "+-": 0}
     assert found == pytest.approx(expected)
 
 
@@ -313,11 +313,14 @@ def test_where_all_lose_the_same_the_interval_is_a_point(nb):
 def test_damage_is_drawn_with_stars(nb, figures):
     before, after = guesses(8, 0.8, seed=1), guesses(8, 0.8, seed=2)
     after[:, LABELS == 0] = guesses(8, 0.1, seed=3)[:, LABELS == 0]
-    damage = {
-        0.5: nb.class_damage(before, before, LABELS),
-        0.9: nb.class_damage(before, after, LABELS),
-    }
-    nb.show_damage(damage, ("a", "b", "c", "d"))
+    drawn = run_cell(
+        nb,
+        "drawn = heat_map(",
+        answers={0: before, 0.5: before, 0.9: after},
+        labels=LABELS,
+        fashion=types.SimpleNamespace(class_names=("a", "b", "c", "d")),
+        FORGETTING=(0.5, 0.9),
+    )
     ax, bar = plt.gcf().axes
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("sparsity (%)", "class")
     assert bar.get_ylabel() == "change of relative recall (points)"
@@ -325,10 +328,32 @@ def test_damage_is_drawn_with_stars(nb, figures):
     assert [t.get_text() for t in ticks[0]] == ["50", "90"]
     assert [t.get_text() for t in ticks[1]] == ["a", "b", "c", "d"]
     assert len(ax.texts) == 8
+    damage = [nb.class_damage(before, x, LABELS) for x in (before, after)]
     for text in ax.texts:
         column, row = text.get_position()
-        own = [*damage.values()][column].loc[row]
+        own = damage[column].loc[row]
         assert text.get_text().endswith("*") == (own.p <= 0.05)
         assert int(text.get_text().strip("*")) == round(own.change)
         dark = abs(own.change) > 18
         assert text.get_color() == ("white" if dark else "black")
+    assert (drawn["damage"].to_numpy() == np.hstack(damage)).all()
+
+
+def test_captions_are_the_three_labels_of_the_disputed(nb, figures):
+    before, after = np.tile(LABELS, (3, 1)), np.tile(LABELS, (3, 1))
+    after[:, :12] = (LABELS[:12] + 1) % CLASSES
+    names = "a", "b", "c", "d"
+    images = np.zeros((200, 28, 28), "uint8")
+    run_cell(
+        nb,
+        "disputed = most_disputed(",
+        answers={0: before, 0.9: after},
+        labels=(LABELS + 2) % CLASSES,
+        fashion=types.SimpleNamespace(class_names=names, x_test=images),
+    )
+    for image, ax in enumerate(plt.gcf().axes):
+        true, dense, pruned = (
+            names[(image + shift) % CLASSES] for shift in (2, 0, 1)
+        )
+        expected = f"true {true}\ndense {dense}\npruned {pruned}"
+        assert ax.get_title() == expected

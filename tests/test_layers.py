@@ -187,7 +187,8 @@ def test_the_zeros_due_are_held_at_every_step(nb, kind, name):
     for earlier, later in zip(places.noted, places.noted[1:]):
         assert later[earlier].all(), "a zero has come back"
     assert count(model) == many
-    assert all(v.constraint is None for v in model.weights)
+    held = [v.constraint for v in model.weights if v.constraint]
+    assert all(constraint.mask.numpy().all() for constraint in held)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -531,7 +532,7 @@ def test_prune_further_goes_on_from_what_is_pruned(nb):
     table = nb.prune_further(model, nb.weight_mask, sparsities)
     for once, again in zip(expected.get_weights(), model.get_weights()):
         assert (once == again).all()
-    assert list(table.index) == ["25%", "50%", "75%"]
+    assert tuple(table.index) == sparsities
     shapes = [k.shape for k in nb.prunable_kernels(model)]
     for sparsity, row in zip(sparsities, table.itertuples(index=False)):
         count = [zeros_due(s, "weight_mask", sparsity) for s in shapes]
@@ -541,22 +542,22 @@ def test_prune_further_goes_on_from_what_is_pruned(nb):
         assert np.allclose(row[:3], found)
     packed = [gzip.compress(w.tobytes(), 1) for w in model.get_weights()]
     megabytes = table["MB after gzip"]
-    assert math.isclose(megabytes["75%"], sum(map(len, packed)) / 1e6)
+    assert math.isclose(megabytes[0.75], sum(map(len, packed)) / 1e6)
     assert megabytes.is_monotonic_decreasing
     assert any((a != b).any() for a, b in zip(original, model.get_weights()))
 
 
-def test_attempt_refuses_for_a_value_error_only(nb):
-    assert nb.attempt(divmod, 7, 3) == (2, 1)
-    assert nb.attempt(int, "seven") == "refused"
+def test_support_hides_no_other_error_than_a_refusal(nb, monkeypatch):
+    monkeypatch.setattr(nb, "shrink", lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        nb.attempt(divmod, 7, 0)
+        nb.support(layers.Dense(4), (3,))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_support_says_what_works(nb, kind):
     shape, layer = KINDS[kind]
-    row = nb.support(layer("layer"), shape)
+    own = layers.MultiHeadAttention(2, 3) if layer is attention else None
+    row = nb.support(own or layer("layer"), shape)
     assert list(row) == ["weight", "unit", "shrink"]
     assert row["shrink"] == ("yes" if kind in SHRINKING else "refused")
     inputs = keras.Input(shape)

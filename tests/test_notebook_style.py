@@ -247,7 +247,7 @@ def test_code_cells_are_short():
     )
     lengths = [len(rows) for rows in lines]
     assert statistics.median(lengths) <= 11
-    assert statistics.quantiles(lengths, n=10, method="inclusive")[-1] <= 18
+    assert statistics.quantiles(lengths, n=10, method="inclusive")[-1] <= 17
 
 
 def test_code_is_79_columns_wide():

@@ -1,46 +1,47 @@
-"""A lone copy of the notebook runs to its end without any network."""
+"""A lone copy of the notebook runs without any network, also in part."""
 
+import copy
 import os
 import re
 import shutil
-import subprocess
-import sys
+import threading
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from update_images import NOTEBOOK
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return a folder in which a lone copy was executed offline."""
+    """Return a folder that holds nothing but a copy of the notebook."""
     folder = tmp_path_factory.mktemp("alone")
-    home = tmp_path_factory.mktemp("keras")
     shutil.copy(NOTEBOOK, folder)
-    environment = {**os.environ, "PRUNING_OFFLINE": "1"}
-    environment["KERAS_HOME"] = str(home)
-    environment.pop("PRUNING_DATA_DIR", None)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "nbconvert", "--log-level=ERROR"),
-            *("--to", "notebook", "--execute", "--inplace", NOTEBOOK.name),
-        ],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.fail(done.stderr[-3000:], pytrace=False)
-    assert not (home / "datasets").exists(), "nothing is downloaded offline"
     return folder
 
 
 @pytest.fixture(scope="module")
-def outputs(folder):
+def client(folder, tmp_path_factory):
+    """Return a client with a kernel that has executed the copy offline."""
+    home = tmp_path_factory.mktemp("keras")
+    environment = {**os.environ, "PRUNING_OFFLINE": "1"}
+    environment["KERAS_HOME"] = str(home)
+    environment.pop("PRUNING_DATA_DIR", None)
+    book = nbformat.read(folder / NOTEBOOK.name, as_version=4)
+    path = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(book, timeout=None, resources=path)
+    with client.setup_kernel(env=environment):
+        for index, cell in enumerate(book.cells):
+            client.execute_cell(cell, index)
+        assert not (home / "datasets").exists(), "nothing is downloaded"
+        yield client
+
+
+@pytest.fixture(scope="module")
+def outputs(client):
     """Return all outputs of the executed copy."""
-    cells = nbformat.read(folder / NOTEBOOK.name, as_version=4).cells
+    cells = copy.deepcopy(client.nb.cells)
     return [output for cell in cells for output in cell.get("outputs", [])]
 
 
@@ -73,5 +74,50 @@ def test_the_stand_in_is_named_wherever_mnist_is(lines):
     assert naming and all("stand-in" in line for line in naming)
 
 
-def test_nothing_is_left_behind(folder):
+def test_nothing_is_left_behind(client, folder):
     assert [path.name for path in folder.iterdir()] == [NOTEBOOK.name]
+
+
+def part(client, number):
+    """Return [(index, cell)] of a part of the notebook."""
+    found, current = [], 0
+    for index, cell in enumerate(client.nb.cells):
+        if head := re.match(r"## (\d+)\.", cell.source):
+            current = int(head[1])
+        if cell.cell_type == "code" and current == number:
+            found.append((index, cell))
+    return found
+
+
+def texts(cells):
+    """Return what cells put out, pictures and times aside."""
+    return [
+        output.get("text") or output["data"].get("text/plain", "")
+        for _, cell in cells
+        for output in cell.outputs
+        if "image/png" not in output.get("data", {})
+    ]
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 7, 9, 10])
+def test_a_part_that_runs_again_says_the_same(client, number):
+    cells = part(client, number)
+    before = texts(cells)
+    for index, cell in cells:
+        client.execute_cell(cell, index)
+    assert before and texts(cells) == before
+
+
+def test_a_training_that_was_interrupted_can_be_run_again(client):
+    cells = part(client, 2)
+    before = texts(cells)
+    (place,) = (
+        i for i, (_, cell) in enumerate(cells) if "networks = {" in cell.source
+    )
+    index, training = cells[place]
+    threading.Timer(2, client.km.interrupt_kernel).start()
+    with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
+        client.execute_cell(training, index)
+    for index, cell in cells[place:]:
+        client.execute_cell(cell, index)
+    assert texts(cells) == before

@@ -3,15 +3,19 @@
 import dataclasses
 import itertools
 import statistics
+from copy import deepcopy
+from types import SimpleNamespace
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_cell
+from scipy.sparse import csr_matrix
 
 EPOCHS = 4
-SPARSITIES = (0, 0.5, 0.9, 1.0)
+SPARSITIES = (0, 0.5, 0.8, 0.9, 1.0)
 COLUMNS = ["rule", "sparsity", "accuracy", "loss", "parameters"]
 
 
@@ -54,6 +58,12 @@ def ledger(nb, monkeypatch):
     monkeypatch.setattr(nb, "LEDGER", {})
     nb.begin("One")
     return nb.LEDGER
+
+
+@pytest.fixture
+def judged(nb, ledger, monkeypatch):
+    """Let every check of a cell pass: its results are made up."""
+    monkeypatch.setattr(nb, "check", lambda claim, holds: None)
 
 
 def same_weights(model, other):
@@ -311,7 +321,7 @@ def test_several_networks_are_trained_from_their_seeds(nb, data, capsys):
         alone = nb.train(nb.build_mlp((12, 8), seed), data, 2, seed)
         assert same_weights(model, alone)
         accuracies.append(measured_by_numpy(model, nb.holdout(data))[1])
-    found = f"2 networks, validation accuracy {np.mean(accuracies):.1%}"
+    found = f"2 trained, validation accuracy {np.mean(accuracies):.1%}"
     assert output == f"{data.title}: {found}\n"
 
 
@@ -408,41 +418,59 @@ def test_the_norm_removed_and_the_norm_left_make_the_whole(nb, trained, rule):
         assert gone == pytest.approx(1 - left / whole, abs=1e-5)
 
 
-def test_the_weights_kept_are_counted_by_pixel(nb, trained):
-    kernel = np.abs(trained.get_weights()[0])
-    for sparsity in (0, 0.5, 0.97):
-        counts = nb.kept_pixels(trained, sparsity)
-        gone = round(sparsity * kernel.size)
-        expected = np.zeros((28, 28), int)
-        for place in np.argsort(kernel, axis=None, kind="stable")[gone:]:
-            expected[divmod(place // 12, 28)] += 1
-        assert (counts == expected).all()
-
-
-def test_a_strong_pixel_keeps_its_weights(nb, model):
-    kernel = np.full((28, 28, 12), 0.1)
-    kernel[3, 5] = -1
-    model.set_weights([kernel.reshape(784, 12), *model.get_weights()[1:]])
-    counts = nb.kept_pixels(model, 1 - 12 / kernel.size)
-    assert counts[3, 5] == counts.sum() == 12
+@pytest.mark.parametrize("strong", [None, (3, 5)])
+def test_the_weights_kept_are_counted_by_pixel(
+    nb, model, figures, judged, strong
+):
+    kernel = np.abs(model.get_weights()[0])
+    if strong:
+        kernel = np.full((784, 12), 0.1)
+        kernel[28 * strong[0] + strong[1]] = -1
+    model.set_weights([kernel, *model.get_weights()[1:]])
+    networks = {"One": [model], "Two": [nb.copy_of(model), None]}
+    one = SimpleNamespace(title="One")
+    names = run_cell(nb, "pixel row", networks=networks, mnist=one)
+    expected = np.zeros((28, 28), int)
+    ranked = np.argsort(np.abs(kernel), axis=None, kind="stable")
+    for place in ranked[round(0.97 * kernel.size) :]:
+        expected[divmod(place // 12, 28)] += 1
+    assert not strong or expected[strong] == 12
+    pictures = [ax for ax in plt.gcf().axes if ax.get_title()]
+    for ax, title in zip(pictures, networks, strict=True):
+        assert (names["kept_97"][title] == expected).all()
+        assert ax.get_title() == title
+        assert (ax.images[0].get_array() == expected).all()
+        assert ax.get_xlabel() == "pixel column"
+        assert ax.get_ylabel() == "pixel row"
 
 
 def test_moves_are_medians_in_typical_initial_weights(nb, model, trained):
-    table = nb.moves(trained, model)
-    kernels = zip(trained.get_weights()[:-1], model.get_weights()[:-1])
-    for (_, row), pair in zip(table.iterrows(), kernels, strict=True):
-        after, before = (kernel.ravel().tolist() for kernel in pair)
+    pairs = zip(trained.get_weights(), model.get_weights(), strict=True)
+    for after, before in list(pairs)[:-1]:
+        found = nb.moves(after, before)
+        after, before = after.ravel().tolist(), before.ravel().tolist()
         typical = statistics.mean(weight**2 for weight in before) ** 0.5
         moved = [abs(a - b) / typical for a, b in zip(after, before)]
         ranked = sorted(range(len(after)), key=lambda i: abs(after[i]))
         largest = [moved[i] for i in ranked[round(0.97 * len(after)) :]]
-        assert row["all"] == pytest.approx(statistics.median(moved), 1e-4)
-        expected = statistics.median(largest)
-        assert row["largest 3 %"] == pytest.approx(expected, 1e-4)
+        assert found == {
+            "all": pytest.approx(statistics.median(moved), 1e-4),
+            "largest 3 %": pytest.approx(statistics.median(largest), 1e-4),
+        }
 
 
 def test_what_was_not_trained_has_not_moved(nb, model):
-    assert (nb.moves(model, nb.copy_of(model)) == 0).all(axis=None)
+    for kernel in model.get_weights():
+        assert set(nb.moves(kernel, kernel.copy()).values()) == {0}
+
+
+def test_moves_are_tabled_by_kernel(nb, model, trained, judged):
+    names = run_cell(
+        nb, "moved.round", networks={"One": [trained]}, HIDDEN_UNITS=(12, 8)
+    )
+    pairs = list(zip(trained.get_weights(), model.get_weights()))
+    expected = [nb.moves(*pair) for pair in pairs[:-1]]
+    assert names["moved"]["One"].to_dict("records") == expected
 
 
 # speed
@@ -484,8 +512,46 @@ def test_flops_count_padding_and_zeros_like_other_numbers(nb):
 def test_a_sparse_model_computes_the_same(nb, data, trained):
     for sparsity in SPARSITIES:
         pruned = nb.prune(trained, nb.weight_mask, sparsity)
-        logits = nb.sparse_model(pruned)(data.x_test[:20])
+        kernels = [csr_matrix(k.T) for k in pruned.get_weights()]
+        logits = nb.sparse_logits(kernels, data.x_test[:20])
         np.testing.assert_allclose(logits, pruned(data.x_test[:20]), atol=1e-4)
+
+
+def test_what_is_timed_computes_what_it_should(nb, data, trained, monkeypatch):
+    found, images = {}, data.x_test[:20]
+
+    def medians(calls, repeats):
+        found.update({way: call() for way, call in calls.items()})
+        return dict.fromkeys(calls, 2)
+
+    monkeypatch.setattr(nb, "medians", medians)
+    times = nb.latency(trained, images, 0.5)
+    assert times == dict.fromkeys(["dense", *nb.WAYS], 1)
+    zeros, units = (nb.prune(trained, r, 0.5) for r in nb.RULES.values())
+    models = {"dense": trained, "masked": zeros, "CSR": zeros, "shrunk": units}
+    for way, model in models.items():
+        np.testing.assert_allclose(found[way], model(images), atol=1e-4)
+
+
+ENDINGS = {"keras": "keras", "gzip": "gz", "csr": "npz", "int8": "gz"}
+
+
+@pytest.mark.parametrize("write", ENDINGS)
+@pytest.mark.parametrize("sparsity", [0, 0.9])
+def test_what_is_stored_can_be_read_back(
+    nb, data, trained, tmp_path, write, sparsity
+):
+    pruned = nb.prune(trained, nb.weight_mask, sparsity)
+    size, restored = getattr(nb, f"as_{write}")(pruned, tmp_path)
+    files = tmp_path.glob(f"*.{ENDINGS[write]}")
+    assert size == sum(file.stat().st_size for file in files) > 0
+    difference = nb.disagreement(pruned, restored, data)
+    if write == "int8":
+        weighing = [layer for layer in restored.layers if layer.weights]
+        assert {x.quantization_mode for x in weighing} == {"int8"}
+        assert len(weighing) == 3 and 0 < difference < 0.05
+    else:
+        assert same_weights(pruned, restored) and difference == 0
 
 
 def test_every_way_to_run_a_model_is_timed(nb, data, trained):
@@ -518,6 +584,12 @@ def test_a_claim_is_entered_in_the_part_begun_last(nb, ledger):
     nb.check("three", True)
     both = {"two": "checked", "three": "checked"}
     assert ledger == {"One": {"one": "checked"}, "Two": both}
+
+
+def test_a_claim_before_any_part_is_entered_in_none(nb, monkeypatch):
+    monkeypatch.setattr(nb, "LEDGER", deepcopy(nb.LEDGER))
+    nb.check("one", True)
+    assert nb.LEDGER == {"": {"one": "checked"}}
 
 
 def test_a_part_run_again_starts_empty(nb, ledger):
@@ -639,12 +711,16 @@ def test_a_sweep_is_plotted(nb, seeds, figures):
         assert lines["chance"][1][0] == chances[column]
 
 
-def test_accuracy_is_plotted_by_size(nb, seeds, figures):
-    nb.plot_by_size({"One": seeds, "Two": seeds.iloc[::-1]})
-    axes = plt.gcf().axes
-    assert [ax.get_title() for ax in axes] == ["One", "Two"]
+@pytest.mark.parametrize("titles", [["One"], ["One", "Two"]])
+def test_accuracy_is_plotted_by_size(nb, seeds, figures, judged, titles):
+    both = dict(zip(titles, [seeds, seeds.iloc[::-1]]))
+    one = SimpleNamespace(title="One")
+    run_cell(nb, "by_size", sweeps=both, mnist=one)
+    axes = [ax for ax in plt.gcf().axes if ax.get_title()]
+    assert [ax.get_title() for ax in axes] == titles
     assert {ax.get_xlabel() for ax in axes} == {"parameters left"}
     assert {ax.get_ylabel() for ax in axes} == {"test accuracy (%)"}
+    assert axes[-1].get_legend()
     for ax, rule in itertools.product(axes, nb.RULES):
         means = seeds[seeds.rule == rule].groupby("parameters").accuracy.mean()
         size, accuracy = lines_of(ax)[rule]
@@ -652,61 +728,59 @@ def test_accuracy_is_plotted_by_size(nb, seeds, figures):
         np.testing.assert_allclose(accuracy, 100 * means)
 
 
-def test_times_are_plotted_by_batch(nb, figures):
-    cases = itertools.product((1, 32, 1000), (0.5, 0.9))
-    names = ["batch", "sparsity"]
-    index = pd.MultiIndex.from_tuples(cases, names=names)
-    values = 1 + np.arange(24.0).reshape(6, 4)
-    times = pd.DataFrame(values, index, ["dense", *nb.WAYS])
-    nb.plot_times(times)
+def test_times_are_plotted_by_batch(nb, data, model, figures):
+    ways = ["dense", *nb.WAYS]
+    made_up = {
+        (batch, sparsity): np.random.default_rng(batch).random(4) + sparsity
+        for batch, sparsity in itertools.product((1, 32, 1000), nb.TIMED)
+    }
+
+    def latency(timed, images, sparsity):
+        assert timed is model and images.shape[1:] == (28, 28)
+        return dict(zip(ways, made_up[len(images), sparsity]))
+
+    names = run_cell(nb, "batch of", model=model, mnist=data, latency=latency)
+    assert list(names["times"].index) == list(made_up)
+    assert names["times"].index.names == ["batch", "sparsity"]
+    assert (names["times"][ways].to_numpy() == [*made_up.values()]).all()
     axes = plt.gcf().axes
     titles = [f"batch of {batch}" for batch in (1, 32, 1000)]
     assert [ax.get_title() for ax in axes] == titles
     assert {ax.get_xlabel() for ax in axes} == {"sparsity (%)"}
     assert {ax.get_ylabel() for ax in axes} == {"time (dense = 1)"}
+    assert axes[0].get_legend()
     for ax, batch in zip(axes, (1, 32, 1000)):
         lines = lines_of(ax)
         assert set(lines) == {"dense", *nb.WAYS}
         assert list(lines["dense"][1]) == [1, 1]
         for way in nb.WAYS:
-            assert list(lines[way][0]) == [50, 90]
-            assert list(lines[way][1]) == list(times.loc[batch, way])
+            assert list(lines[way][0]) == [100 * s for s in nb.TIMED]
+            assert list(lines[way][1]) == list(names["times"].loc[batch, way])
 
 
 def test_masks_are_drawn(nb, model, figures):
+    mnist = SimpleNamespace(title="MNIST")
+    results = {"networks": {"MNIST": [model]}, "mnist": mnist}
+    run_cell(nb, "RULES[name](last_hidden, 0.8)", **results)
     kernel = model.get_weights()[1]
-    nb.show_masks(kernel, nb.RULES, 0.5)
     axes = plt.gcf().axes
-    assert [ax.get_xlabel() for ax in axes] == ["unit", "unit"]
-    assert axes[0].get_ylabel() == "input"
-    for ax, (name, rule) in zip(axes, nb.RULES.items()):
-        assert ax.get_title() == f"{name} pruning, 50%"
-        assert (ax.images[0].get_array() == rule(kernel, 0.5)).all()
+    for ax, (name, rule) in zip(axes, nb.RULES.items(), strict=True):
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("unit", "input")
+        assert ax.get_title() == f"{name} pruning, 80%"
+        assert (ax.images[0].get_array() == rule(kernel, 0.8)).all()
 
 
-def test_histograms_hold_every_weight_and_unit(nb, figures):
-    kernel = np.random.default_rng(0).uniform(-1, 1, (40, 20))
-    nb.show_histograms(kernel, (0.5, 0.9))
-    axes = plt.gcf().axes
-    for ax, rule, count in zip(axes, nb.RULES, (800, 20), strict=True):
+def test_histograms_hold_every_weight_and_unit(nb, figures, judged):
+    model = nb.build_mlp((40, 20))
+    run_cell(nb, "(mean = 1)", model=model)
+    kernel, axes = model.get_weights()[1], plt.gcf().axes
+    sizes = np.abs(kernel).ravel(), np.sqrt(np.sum(kernel**2, axis=0))
+    for ax, rule, own in zip(axes, nb.RULES, sizes, strict=True):
         assert ax.get_xlabel() == f"size of a {rule} (mean = 1)"
         assert ax.get_ylabel() == f"number of {rule}s"
-        assert sum(bar.get_height() for bar in ax.patches) == count
-        assert list(lines_of(ax)) == ["50% cut", "90% cut"]
-
-
-def test_pixels_are_drawn(nb, trained, figures):
-    counts = {t: nb.kept_pixels(trained, s) for t, s in (("A", 0), ("B", 0.9))}
-    nb.show_pixels(counts)
-    pictures = [ax for ax in plt.gcf().axes if ax.get_title()]
-    for ax, (title, kept) in zip(pictures, counts.items(), strict=True):
-        assert ax.get_title() == title
-        assert (ax.images[0].get_array() == kept).all()
-        assert ax.get_xlabel() == "pixel column"
-        assert ax.get_ylabel() == "pixel row"
-
-
-def test_one_rule_or_one_data_set_can_be_drawn(nb, seeds, figures):
-    nb.show_masks(np.eye(3), {"weight": nb.weight_mask}, 0.5)
-    nb.plot_by_size({"One": seeds})
-    nb.show_pixels({"One": np.eye(28)})
+        assert sum(bar.get_height() for bar in ax.patches) == len(own)
+        lines = lines_of(ax)
+        assert list(lines) == ["50% cut", "90% cut"] and ax.get_legend()
+        cuts = np.quantile(own, (0.5, 0.9)) / np.mean(own)
+        found = [line[0][0] for line in lines.values()]
+        np.testing.assert_allclose(found, cuts, rtol=1e-5)

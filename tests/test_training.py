@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import run_on_two_devices
+from conftest import run_cell, run_on_two_devices
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,13 +137,17 @@ def planned(step):
 
 
 def constraints(model):
-    """Return the constraint of each weight of a model."""
-    return [v.constraint for v in model.weights]
+    """Return the constraint of each weight of a model, masks aside."""
+    return [
+        getattr(v.constraint, "inner", v.constraint) for v in model.weights
+    ]
 
 
 def all_ones(model):
     """Return whether every mask that a model has is one throughout."""
-    held = [v.held for v in model.weights if hasattr(v, "held")]
+    held = [
+        v.constraint for v in model.weights if hasattr(v.constraint, "mask")
+    ]
     return bool(held) and all((h.mask.numpy() == 1).all() for h in held)
 
 
@@ -276,13 +280,13 @@ def test_zeros_stay_in_mixed_precision(nb, golden, half_precision):
     assert (np.array(watch.noted) == expected).all()
 
 
-def test_a_constraint_of_the_users_is_applied_and_given_back(nb, golden):
+def test_a_constraint_of_the_users_is_applied_and_stays(nb, golden):
     limit = keras.constraints.MaxNorm(0.7, axis=0)
     positive = keras.constraints.NonNeg()
     model = network(kernel_constraint=limit, bias_constraint=positive)
     model = compiled(model, "momentum")
-    given_back, watch = constraints(model), Watch(lambda m: m.get_weights())
-    assert given_back == [limit, positive] * 2 + [None] * 2
+    own, watch = constraints(model), Watch(lambda m: m.get_weights())
+    assert own == [limit, positive] * 2 + [None] * 2
     fit(model, STEPS, nb.Pruner(nb.unit_mask, golden), watch)
     for weights in (*watch.noted, model.get_weights()):
         for kernel, bias in (weights[0:2], weights[2:4]):
@@ -290,7 +294,7 @@ def test_a_constraint_of_the_users_is_applied_and_given_back(nb, golden):
             assert (bias >= 0).all()
     biases = model.get_weights()[1:4:2]
     assert [np.count_nonzero(bias == 0) for bias in biases] == [13, 10]
-    for before, after in zip(given_back, constraints(model)):
+    for before, after in zip(own, constraints(model)):
         assert before is after
 
 
@@ -441,7 +445,7 @@ def test_a_constraint_may_be_set_and_changed_between_trainings(nb):
             norms = np.linalg.norm(kernel, axis=0)
             assert (norms.max() < 1.001) == (own is short)
         assert zeros(model)[expected].all()
-        assert [kernel.constraint for kernel in kernels] == [own] * 2
+        assert constraints(model)[:4:2] == [own] * 2
 
 
 def test_a_constraint_set_later_is_applied_after_a_new_compile(nb):
@@ -1119,7 +1123,7 @@ def test_gradual_pruning_ends_after_three_fifths_of_the_training(nb, data):
 
 
 def test_pruning_in_training_takes_the_planned_way(nb, data, model):
-    before, watch = model.get_weights(), nb.Sparsities()
+    before, watch = model.get_weights(), Watch(nb.measured_sparsity)
     pruner = nb.Pruner(nb.weight_mask, nb.gradual(0.9, data, 4))
     watched = nb.train(model, data, 4, 0, [pruner, watch])
     pruned = nb.prune_in_training(model, data, nb.weight_mask, 0.9, 4, 0)
@@ -1156,24 +1160,15 @@ def test_pruning_in_training_is_repeatable(nb, data, model, epochs):
     assert nb.compact(one).layers[-3].units == 3
 
 
-def test_the_noted_sparsities_start_afresh(nb):
-    model = compiled(nb.prune(network(), nb.weight_mask, 0.5))
-    watch = nb.Sparsities()
-    for _ in range(2):
-        fit(model, 3, nb.ZeroKeeper(), watch)
-        assert watch.noted == [0.5] * 3
-
-
 @pytest.fixture(scope="module")
 def recovered(nb, data):
     """Return two prunings of a small network, with their ways back."""
     model = nb.train(nb.build_mlp((12, 8), seed=0), data, 2, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nb, "EPOCHS", 1)
-        patch.setattr(nb, "EXTRA_EPOCHS", 1)
         return {
-            rule: nb.recover(model, data, nb.RULES[rule], 0.75, 0)
-            for rule in nb.RULES
+            name: dict(nb.recover(model, data, rule, 0.75, 1, 0))
+            for name, rule in nb.RULES.items()
         }
 
 
@@ -1182,7 +1177,7 @@ def frontier(nb, data, recovered):
     """Return the measures of what was recovered, a row per network."""
     return pd.DataFrame(
         [
-            {"rule": rule, "sparsity": 0.75, "way": way}
+            {"data": data.title, "rule": rule, "sparsity": 0.75, "way": way}
             | nb.evaluate(model, data)
             for rule, ways in recovered.items()
             for way, model in ways.items()
@@ -1216,9 +1211,7 @@ def test_a_network_from_scratch_is_an_ordinary_one(nb, data, recovered):
 
 
 def test_ways_back_from_one_pruning_are_what_they_are_called(nb, data, model):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nb, "EXTRA_EPOCHS", 1)
-        ways = nb.recover(model, data, nb.weight_mask, 0.5, 4)
+    ways = dict(nb.recover(model, data, nb.weight_mask, 0.5, 1, 4))
     small = nb.compact(nb.prune(model, nb.weight_mask, 0.5))
     tuned = nb.fine_tune(small, data, 1, 4)
     later = nb.prune_in_training(model, data, nb.weight_mask, 0.5, 1, 4)
@@ -1255,15 +1248,18 @@ def test_the_error_of_lenet_depends_on_its_seed_only(nb, data):
     assert one == again != other
 
 
-def test_a_schedule_is_drawn_as_planned_and_as_measured(nb, figures):
-    nb.plot_schedule([(2, 0.5), (4, 0.9)], [0, 0.5, 0.5, 0.9])
+def test_a_schedule_is_drawn_as_planned_and_as_measured(nb, data, figures):
+    names = run_cell(nb, "gradual(0.95, mnist, 2)", mnist=data)
     (ax,) = plt.gcf().axes
     planned, measured = ax.lines
-    assert planned.get_xydata().tolist() == [[2, 50], [4, 90]]
+    steps, due = planned.get_xdata(), np.isfinite(planned.get_ydata())
+    assert steps.tolist() == [*range(1, 21)] == measured.get_xdata().tolist()
+    assert steps[due].tolist() == [12]
+    assert np.allclose(planned.get_ydata()[due], 95)
     assert planned.get_linestyle() == "None"
     assert measured.get_drawstyle() == "steps-post"
-    assert measured.get_xdata().tolist() == [1, 2, 3, 4]
-    assert measured.get_ydata().tolist() == [0, 50, 50, 90]
+    assert np.allclose(measured.get_ydata(), 100 * np.array(names["noted"]))
+    assert np.allclose(measured.get_ydata(), [0] * 11 + [95] * 9, atol=0.01)
     assert ax.get_xlabel() == "step of training"
     assert ax.get_ylabel() == "sparsity (%)"
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
@@ -1274,42 +1270,47 @@ def test_a_frontier_shows_the_sweep_and_every_network(
     nb, data, recovered, frontier, figures
 ):
     model = recovered["weight"]["one-shot"]
-    results = [nb.sweep(model, data, nb.RULES, (0, 0.75)) for _ in range(2)]
-    results[1] = results[1].assign(accuracy=results[1].accuracy / 2)
-    results = pd.concat(results, keys=(0, 1))
-    nb.plot_frontier(results, frontier, data.title)
+    first = nb.sweep(model, data, nb.RULES, (0, 0.75))
+    other = first.assign(accuracy=first.accuracy / 2)
+    results = {data.title: pd.concat([first, other], keys=nb.SEEDS[:2])}
+    elsewhere = frontier.assign(data="another", accuracy=0.1)
+    table = pd.concat([frontier[frontier.way != "one-shot"], elsewhere])
+    run_cell(nb, "markers = {", sweeps=results, frontier=table)
     axes = plt.gcf().axes
-    points = frontier[frontier.way != "one-shot"]
-    shares = {"kept": 1 - points.sparsity, "parameters": points.parameters}
-    for ax, (column, values) in zip(axes, shares.items(), strict=True):
-        drawn = np.concatenate([c.get_offsets() for c in ax.collections])
-        expected = zip(values, 100 * points.accuracy)
-        assert sorted(map(tuple, drawn.tolist())) == sorted(expected)
-        for rule, line in zip(nb.RULES, ax.lines, strict=True):
-            rows = results[results.rule == rule]
-            mean = rows.groupby("sparsity").mean(numeric_only=True)
-            mean = mean.assign(kept=1 - mean.index)
-            assert np.allclose(line.get_xdata(), mean[column])
-            assert np.allclose(line.get_ydata(), 100 * mean.accuracy)
+    own = table[table.data == data.title]
+    shown = pd.concat([first.assign(way="one-shot"), own])
+    shown["kept"] = 1 - shown.sparsity
+    for ax, column in zip(axes, ("kept", "parameters"), strict=True):
+        drawn = {line.get_label(): line for line in ax.lines}
+        for (rule, way), rows in shown.groupby(["rule", "way"]):
+            line = drawn.pop(f"{rule}, {way}")
+            assert np.allclose(line.get_xdata(), rows[column])
+            assert np.allclose(line.get_ydata(), 100 * rows.accuracy)
             assert line.get_color() == nb.STYLES[rule]["color"]
-        assert ax.get_title() == data.title
+            assert (line.get_linestyle() == "None") == (way != "one-shot")
+        assert not drawn and ax.get_title() == data.title
+        assert ax.get_ylabel() == "test accuracy (%)"
     assert axes[0].get_xlabel() == "sparsity (%)"
     assert axes[1].get_xlabel() == "parameters left"
-    assert axes[0].get_ylabel() == "test accuracy (%)"
-    labels = {text.get_text() for text in axes[1].get_legend().get_texts()}
-    expected = zip(points.rule, points.way)
-    assert labels == {f"{rule} pruning, {way}" for rule, way in expected}
+    labels = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert labels == [line.get_label() for line in axes[1].lines]
 
 
-def test_grains_are_a_line_per_sparsity(nb, data, model, figures):
-    grains = nb.sweep(model, data, nb.RULES, (0.5, 0.75))
-    nb.plot_grains(grains, data.title)
-    (ax,) = plt.gcf().axes
+def test_grains_are_a_line_per_sparsity(nb, data, figures):
+    model = nb.build_mlp((32, 64), seed=0)
+    names = run_cell(nb, "pieces = {", model=model, mnist=data)
+    grains, (ax,) = names["grains"], plt.gcf().axes
     for line, (_, rows) in zip(
         ax.lines, grains.groupby("sparsity"), strict=True
     ):
         assert np.allclose(line.get_ydata(), 100 * rows.accuracy)
+    kinds = [text.get_text() for text in ax.get_xticklabels()]
+    assert kinds == rows.rule.tolist()
+    for rule, sparsity in itertools.product(grains.rule[::2], (0.5, 0.75)):
+        pruned = nb.prune(model, names["pieces"][rule], sparsity)
+        assert abs(nb.measured_sparsity(pruned) - sparsity) < 0.01
     assert ax.get_title() == data.title and ax.get_xlabel()
     assert ax.get_ylabel() == "test accuracy (%)"
+    assert ax.get_legend().get_title().get_text() == "sparsity"
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["50% sparsity", "75% sparsity"]
+    assert labels == ["0.5", "0.75"]
