@@ -521,8 +521,9 @@ def test_criteria_are_drawn_as_they_are(nb, model, data, figures):
 def test_layer_sparsities_are_drawn_as_they_are(nb, data, figures):
     model = nb.build_mlp((12, 8, 6, 4))
     given = {"networks": {"digits": [model]}, "datasets": {"digits": data}}
-    names = run_cell(nb, "together = ", model=model, **given)
+    names = run_cell(nb, "together = ", model=model, mnist=data, **given)
     assert labels_of(plt.gca()) == ("hidden layer", "sparsity (%)")
+    assert plt.gca().get_title() == data.title
     guarded = nb.Together(nb.magnitudes, least=0.005)
     sizes = [kernel.size for kernel in model.get_weights()]
     sparsities, lines = (0.5, 0.8, 0.95), plt.gca().lines
