@@ -1,9 +1,11 @@
 """A lone copy of the notebook runs without any network, also in part."""
 
+import contextlib
 import copy
 import os
 import re
 import shutil
+import signal
 import threading
 
 import nbformat
@@ -22,19 +24,31 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(folder, tmp_path_factory):
-    """Return a client with a kernel that has executed the copy offline."""
+def offline(folder, tmp_path_factory):
+    """Return a context manager: a new client whose kernel is offline."""
     home = tmp_path_factory.mktemp("keras")
     environment = {**os.environ, "PRUNING_OFFLINE": "1"}
     environment["KERAS_HOME"] = str(home)
     environment.pop("PRUNING_DATA_DIR", None)
-    book = nbformat.read(folder / NOTEBOOK.name, as_version=4)
-    path = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(book, timeout=None, resources=path)
-    with client.setup_kernel(env=environment):
-        for index, cell in enumerate(book.cells):
-            client.execute_cell(cell, index)
+
+    @contextlib.contextmanager
+    def new_client():
+        book = nbformat.read(folder / NOTEBOOK.name, as_version=4)
+        path = {"metadata": {"path": str(folder)}}
+        client = NotebookClient(book, timeout=None, resources=path)
+        with client.setup_kernel(env=environment):
+            yield client
         assert not (home / "datasets").exists(), "nothing is downloaded"
+
+    return new_client
+
+
+@pytest.fixture(scope="module")
+def client(offline):
+    """Return a client with a kernel that has executed the copy offline."""
+    with offline() as client:
+        for index, cell in enumerate(client.nb.cells):
+            client.execute_cell(cell, index)
         yield client
 
 
@@ -90,34 +104,31 @@ def part(client, number):
 
 
 def texts(cells):
-    """Return what cells put out, pictures and times aside."""
-    return [
-        output.get("text") or output["data"].get("text/plain", "")
-        for _, cell in cells
-        for output in cell.outputs
-        if "image/png" not in output.get("data", {})
-    ]
+    """Return the lines and the tables, but not the pictures, of cells."""
+    outputs = [output for _, cell in cells for output in cell.outputs]
+    tables = [o["data"].get("text/html", "") for o in outputs if "data" in o]
+    lines = "".join(o["text"] for o in outputs if "text" in o)
+    return lines, tables
 
 
-@pytest.mark.parametrize("number", [3, 4, 5, 7, 9, 10])
+@pytest.mark.parametrize("number", [4, 5, 7, 9, 10])
 def test_a_part_that_runs_again_says_the_same(client, number):
     cells = part(client, number)
     before = texts(cells)
     for index, cell in cells:
         client.execute_cell(cell, index)
-    assert before and texts(cells) == before
+    assert all(before) and texts(cells) == before
 
 
-def test_a_training_that_was_interrupted_can_be_run_again(client):
-    cells = part(client, 2)
-    before = texts(cells)
-    (place,) = (
-        i for i, (_, cell) in enumerate(cells) if "networks = {" in cell.source
-    )
-    index, training = cells[place]
-    threading.Timer(2, client.km.interrupt_kernel).start()
-    with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
-        client.execute_cell(training, index)
-    for index, cell in cells[place:]:
-        client.execute_cell(cell, index)
-    assert texts(cells) == before
+def test_a_training_that_was_interrupted_can_be_run_again(client, offline):
+    expected = texts(part(client, 2))
+    with offline() as other:
+        cells = part(other, 2)
+        for index, cell in cells:
+            if "networks = {" in cell.source:
+                interrupt = os.kill, (other.km.provisioner.pid, signal.SIGINT)
+                threading.Timer(2, *interrupt).start()
+                with pytest.raises(CellExecutionError, match="Interrupt"):
+                    other.execute_cell(cell, index)
+            other.execute_cell(cell, index)
+    assert texts(cells) == expected
