@@ -137,18 +137,17 @@ def planned(step):
 
 
 def constraints(model):
-    """Return the constraint of each weight of a model, masks aside."""
-    return [
-        getattr(v.constraint, "inner", v.constraint) for v in model.weights
-    ]
+    """Return the weights' constraints, masks that keep everything aside."""
+    found = [v.constraint for v in model.weights]
+    free = [hasattr(c, "mask") and c.mask.numpy().all() for c in found]
+    return [c.inner if own else c for c, own in zip(found, free)]
 
 
 def all_ones(model):
     """Return whether every mask that a model has is one throughout."""
-    held = [
-        v.constraint for v in model.weights if hasattr(v.constraint, "mask")
-    ]
-    return bool(held) and all((h.mask.numpy() == 1).all() for h in held)
+    found = [v.constraint for v in model.weights]
+    masks = [c.mask.numpy() for c in found if hasattr(c, "mask")]
+    return bool(masks) and all(mask.all() for mask in masks)
 
 
 def traces(model):
