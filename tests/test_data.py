@@ -216,6 +216,27 @@ def test_a_faulty_file_is_named(nb, folder, capsys, fault, name):
     assert not capsys.readouterr().out
 
 
+class MakesFolder:
+    """What is unpickled from one makes a folder."""
+
+    def __init__(self, path):
+        """Take the folder's path."""
+        self.path = path
+
+    def __reduce__(self):
+        """Name the call that the unpickling makes."""
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_not_run(nb, folder, tmp_path):
+    made = tmp_path / "made"
+    objects = np.array([MakesFolder(made)], dtype=object)
+    write(folder / "mnist.npz", [objects, *small()[1:]])
+    with pytest.raises(ValueError, match=r"mnist\.npz"):
+        nb.load_dataset("mnist")
+    assert not made.exists()
+
+
 def test_a_folder_in_place_of_the_file_is_an_error(nb, folder):
     (folder / "mnist.npz").mkdir()
     with pytest.raises(FileNotFoundError, match=r"mnist\.npz"):
