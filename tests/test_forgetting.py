@@ -206,19 +206,28 @@ def test_losses_are_in_points(nb):
 # images
 
 
+def show_exemplars(nb, answers, labels=LABELS):
+    """Return the names that the cell about exemplars binds, {name: value}."""
+    quiet = {"check": lambda claim, holds: None}
+    return run_cell(nb, "votes = ", answers=answers, labels=labels, **quiet)
+
+
 @given(st.integers(1, 8).flatmap(tables))
 def test_modal_labels_are_those_of_a_count(nb, answers):
-    assert nb.modal_labels(answers).tolist() == slow_modal(answers)
+    labels = np.zeros(answers.shape[1], int)
+    names = show_exemplars(nb, {0: answers, 0.5: answers}, labels)
+    assert names["modal"][0].tolist() == slow_modal(answers)
 
 
 def test_of_a_tie_the_lowest_label_is_modal(nb):
     answers = np.array([[3, 2, 1], [1, 2, 0], [3, 0, 2], [1, 0, 3]])
-    assert nb.modal_labels(answers).tolist() == [1, 0, 0]
+    names = show_exemplars(nb, {0: answers, 0.5: answers}, np.zeros(3, int))
+    assert names["modal"][0.5].tolist() == [1, 0, 0]
 
 
 def test_exemplars_are_those_of_a_slow_reference(nb):
     answers = {s: guesses(5, 0.9 - s, seed=9) for s in (0, 0.8, 0.5)}
-    found = nb.exemplars(answers, LABELS)
+    found = show_exemplars(nb, answers)["pies"]
     assert found.index.tolist() == [0.8, 0.5]
     dense = slow_modal(answers[0])
     for sparsity, row in zip((0.8, 0.5), found.to_numpy()):
@@ -239,18 +248,28 @@ def test_where_there_is_no_image_there_is_no_accuracy(nb):
     answers = np.tile(LABELS, (5, 1))
     answers[0, :20] = (LABELS[:20] + 1) % CLASSES
     others = {0.5: answers, 0.9: (answers + 2) % CLASSES}
-    found = nb.exemplars({0: answers, **others}, LABELS).to_numpy()
+    found = show_exemplars(nb, {0: answers, **others})["pies"].to_numpy()
     right = 100 * (answers == LABELS).mean()
     expected = [[0, np.nan, right], [len(LABELS), right, np.nan]]
     assert found == pytest.approx(np.array(expected), nan_ok=True)
 
 
-@given(st.integers(1, 8).flatmap(lambda n: st.tuples(tables(n), tables(n))))
+def show_disputed(nb, before, after, labels=LABELS):
+    """Run the cells about exemplars, return the disputed images."""
+    images = np.arange(labels.size * 4, dtype="uint8").reshape(-1, 2, 2)
+    names = show_exemplars(nb, {0: before, 0.9: after}, labels)
+    classes = types.SimpleNamespace(class_names=[*"abcd"], x_test=images)
+    given = {"fashion": classes, "show_images": lambda *_, rows: None}
+    return run_cell(nb, "disputed = ", **{**names, **given})["disputed"]
+
+
+@given(st.tuples(tables(30), tables(30)))
 def test_the_most_disputed_are_those_of_a_slow_reference(nb, both):
-    expected = slow_disputed(*both)
-    for count in (1, len(expected)):
-        found = nb.most_disputed(*both, count)
-        assert found.tolist() == expected[:count]
+    networks = min(map(len, both))
+    both = [own[:networks] for own in both]
+    expected = slow_disputed(*both)[:12]
+    found = show_disputed(nb, *both, labels=np.zeros(30, int))
+    assert found.tolist() == expected
 
 
 def test_the_most_disputed_images_come_first(nb):
@@ -259,52 +278,46 @@ def test_the_most_disputed_images_come_first(nb):
         after[:networks, image] = (LABELS[image] + 1) % CLASSES
     before[0, 11] = (LABELS[11] + 2) % CLASSES
     kept = before.copy(), after.copy()
-    assert nb.most_disputed(before, after, 4).tolist() == [7, 3, 11, 0]
-    assert nb.most_disputed(before, before, 3).tolist() == [0, 1, 2]
+    found = show_disputed(nb, before, after)
+    assert found.tolist() == [7, 3, 11, 0, 1, 2, 4, 5, 6, 8, 9, 10]
     assert (before == kept[0]).all() and (after == kept[1]).all()
 
 
 # the long tail
 
 
-@pytest.mark.parametrize("share", [0, 0.05, 0.5, 1])
-def test_one_class_is_thinned(nb, data, share):
-    before = data.x_train.copy(), data.y_train.copy()
-    found = nb.thinned(data, 8, share)
-    quota = round(share * np.sum(data.y_train == 8))
-    kept = []
-    for row, label in enumerate(data.y_train):
-        if label != 8 or quota > 0:
-            kept.append(row)
-        quota -= label == 8
-    assert np.array_equal(found.x_train, data.x_train[kept])
-    assert np.array_equal(found.y_train, data.y_train[kept])
-    assert found.x_test is data.x_test and found.y_test is data.y_test
-    assert np.array_equal(data.x_train, before[0])
-    assert np.array_equal(data.y_train, before[1])
-
-
-def test_the_extra_loss_is_that_of_a_reference(nb):
+@pytest.mark.parametrize("rare", range(CLASSES))
+def test_one_class_is_thinned_and_compared_with_itself(nb, data, rare):
     before, after = guesses(6, 0.9, seed=0), guesses(6, 0.6, seed=1)
-    found = nb.extra_loss(before, after, LABELS, 2)
-    lost = slow_recalls(before, LABELS) - slow_recalls(after, LABELS)
-    extra = 100 * (lost[:, 2] - lost[:, [0, 1, 3]].mean(axis=1))
-    reach = 2.570582 * np.std(extra, ddof=1) / np.sqrt(6)
-    expected = (100 * lost.mean(), extra.mean(), reach)
-    assert tuple(found) == ("mean loss", "extra loss", "+-")
-    assert tuple(found.values()) == pytest.approx(expected)
-    student = scipy.stats.ttest_1samp(extra, 0).confidence_interval(0.95)
-    ends = [found["extra loss"] + sign * found["+-"] for sign in (-1, 1)]
-    assert ends == pytest.approx([*student])
-
-
-@pytest.mark.filterwarnings("error")
-def test_where_all_lose_the_same_the_interval_is_a_point(nb):
-    before, after = np.tile(LABELS, (4, 1)), np.tile(LABELS, (4, 1))
-    after[:, np.flatnonzero(LABELS == 2)[:7]] = 0
-    found = nb.extra_loss(before, after, LABELS, 2)
-    expected = {"mean loss": 3.5, "extra loss": 14, "+-": 0}
-    assert found == pytest.approx(expected)
+    at_90 = nb.class_damage(before, before, LABELS).set_axis([*"abcd"])
+    kept = data.x_train.copy(), data.y_train.copy()
+    names = run_cell(
+        nb,
+        "tail = ",
+        fashion=data,
+        train_several=lambda rows, **settings: (rows, settings),
+        answers_of=lambda rare, rows, s: {0: before, 0.9: after}[s],
+        check=lambda claim, holds: None,
+        at_90=at_90,
+        labels=LABELS,
+        RARE=rare,
+    )
+    found, settings = names["rare_population"]
+    assert settings == nb.POPULATION
+    quota, rows = round(0.05 * np.sum(data.y_train == rare)), []
+    for row, label in enumerate(data.y_train):
+        if label != rare or quota > 0:
+            rows.append(row)
+        quota -= label == rare
+    assert np.array_equal(found.x_train, data.x_train[rows])
+    assert np.array_equal(found.y_train, data.y_train[rows])
+    assert found.x_test is data.x_test and found.y_test is data.y_test
+    assert np.array_equal(data.x_train, kept[0])
+    assert np.array_equal(data.y_train, kept[1])
+    damage = nb.class_damage(before, after, LABELS)
+    expected = {"common": at_90.iloc[rare], "rare": damage.iloc[rare]}
+    for kind, row in expected.items():
+        assert (names["tail"].loc[kind] == row).all()
 
 
 # pictures
@@ -344,13 +357,13 @@ def test_captions_are_the_three_labels_of_the_disputed(nb, figures):
     after[:, :12] = (LABELS[:12] + 1) % CLASSES
     names = "a", "b", "c", "d"
     images = np.zeros((200, 28, 28), "uint8")
-    run_cell(
-        nb,
-        "disputed = most_disputed(",
-        answers={0: before, 0.9: after},
-        labels=(LABELS + 2) % CLASSES,
-        fashion=types.SimpleNamespace(class_names=names, x_test=images),
-    )
+    given = {
+        "answers": {0: before, 0.9: after},
+        "labels": (LABELS + 2) % CLASSES,
+    }
+    given["fashion"] = types.SimpleNamespace(class_names=names, x_test=images)
+    voted = run_cell(nb, "votes = ", check=lambda *claim: None, **given)
+    run_cell(nb, "disputed = ", **{**voted, **given})
     for image, ax in enumerate(plt.gcf().axes):
         true, dense, pruned = (
             names[(image + shift) % CLASSES] for shift in (2, 0, 1)

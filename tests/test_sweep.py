@@ -1,6 +1,7 @@
 """Training, measuring and sweeping, on the stand-in for MNIST."""
 
 import dataclasses
+import gzip
 import itertools
 import statistics
 from copy import deepcopy
@@ -99,9 +100,16 @@ def trained_alone(nb, model, data, epochs, seed):
     for variable, start in zip(copy.variables, model.variables, strict=True):
         variable.assign(start)
     steps = epochs * -(-len(rows.x_train) // nb.BATCH_SIZE)
-    copy.compile(
-        nb.descent(steps, nb.LEARNING_RATE), nb.LOSS, jit_compile=False
+    learner, _ = nb.learner_for.__wrapped__(model.to_json(), 0.0)
+    warmup = {"warmup_steps": steps // 6, "warmup_target": nb.LEARNING_RATE}
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 6, **warmup
     )
+    settings = learner.optimizer.get_config()
+    optimizer = keras.optimizers.SGD.from_config(
+        {**settings, "learning_rate": schedule}
+    )
+    copy.compile(optimizer, nb.LOSS, jit_compile=False)
     keras.utils.set_random_seed(seed)
     options = {"batch_size": nb.BATCH_SIZE, "epochs": epochs, "verbose": 0}
     copy.fit(rows.x_train, rows.y_train, **options)
@@ -150,10 +158,11 @@ def test_the_network_drops_inputs_in_training_only(nb, dropout):
     assert np.array_equal(whole, dropped) == (not dropout)
 
 
-def test_networks_of_equal_architecture_have_equal_names(nb):
-    one, other = (nb.build_mlp((12, 8), seed, dropout=0.1) for seed in (0, 1))
+@pytest.mark.parametrize(("dropout", "names"), [(0, ""), (0.1, "drop ")])
+def test_networks_of_equal_architecture_have_equal_names(nb, dropout, names):
+    one, other = (nb.build_mlp((12, 8), s, dropout=dropout) for s in (0, 1))
     assert one.to_json() == other.to_json()
-    names = "scaled flat drop hidden_1 hidden_2 logits"
+    names = f"scaled flat {names}hidden_1 hidden_2 logits"
     assert [layer.name for layer in one.layers] == names.split()
 
 
@@ -349,9 +358,19 @@ def test_evaluate_survives_huge_logits(nb, data, trained):
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 10, 500])
 def test_logits_do_not_depend_on_the_batches(nb, data, trained, rows):
-    images = data.x_test[:10]
-    logits = nb.logits_of(trained, images, rows)
-    np.testing.assert_allclose(logits, trained(images), atol=1e-5)
+    few = {"x_test": data.x_test[:10], "y_test": data.y_test[:10]}
+    few = dataclasses.replace(data, **few)
+    logits, sizes = nb.logits_of(trained, few.x_test, rows), []
+    np.testing.assert_allclose(logits, trained(few.x_test), atol=1e-5)
+
+    def watched(images, training):
+        sizes.append(len(images))
+        return trained(images, training=training)
+
+    measures = nb.evaluate(trained, few, watched, rows)
+    assert measures == pytest.approx(nb.evaluate(trained, few))
+    assert nb.disagreement(watched, trained, few, rows) <= 1e-5
+    assert sum(sizes) == 20 and max(sizes) <= rows
 
 
 # sweeping
@@ -399,12 +418,14 @@ def test_a_sweep_leaves_the_model_as_it_is(nb, data, trained):
 
 @pytest.mark.parametrize("rule", ["weight", "unit"])
 def test_points_lost_are_a_mean_over_seeds(nb, seeds, rule):
+    both = {"One": seeds.assign(accuracy=0.5), "Two": seeds}
+    costs = run_cell(nb, "points_lost = ", sweeps=both)[f"{rule}s_cost"]
     rows = [row for row in seeds.itertuples() if row.rule == rule]
     own = {s: [r.accuracy for r in rows if r.sparsity == s] for s in (0, 0.9)}
     lost = 100 * (statistics.mean(own[0]) - statistics.mean(own[0.9]))
     assert len(own[0]) == len(own[0.9]) == 2
-    assert nb.points_lost(seeds, rule, 0.9) == pytest.approx(lost)
-    assert nb.points_lost(seeds, rule, 0) == 0
+    assert costs.loc[0.9].tolist() == [0, pytest.approx(lost)]
+    assert costs.loc[0].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("rule", ["weight", "unit"])
@@ -525,26 +546,21 @@ def test_what_is_timed_computes_what_it_should(nb, data, trained, monkeypatch):
         return dict.fromkeys(calls, 2)
 
     monkeypatch.setattr(nb, "medians", medians)
-    times = nb.latency(trained, images, 0.5)
-    assert times == dict.fromkeys(["dense", *nb.WAYS], 1)
     zeros, units = (nb.prune(trained, r, 0.5) for r in nb.RULES.values())
+    times = nb.latency(trained, zeros, nb.shrink(units), images)
+    assert times == dict.fromkeys(["dense", *nb.WAYS], 1)
     models = {"dense": trained, "masked": zeros, "CSR": zeros, "shrunk": units}
     for way, model in models.items():
         np.testing.assert_allclose(found[way], model(images), atol=1e-4)
 
 
-ENDINGS = {"keras": "keras", "gzip": "gz", "csr": "npz", "int8": "gz"}
-
-
-@pytest.mark.parametrize("write", ENDINGS)
+@pytest.mark.parametrize("write", ["keras", "gzip", "csr", "int8"])
 @pytest.mark.parametrize("sparsity", [0, 0.9])
 def test_what_is_stored_can_be_read_back(
     nb, data, trained, tmp_path, write, sparsity
 ):
     pruned = nb.prune(trained, nb.weight_mask, sparsity)
-    size, restored = getattr(nb, f"as_{write}")(pruned, tmp_path)
-    files = tmp_path.glob(f"*.{ENDINGS[write]}")
-    assert size == sum(file.stat().st_size for file in files) > 0
+    restored = getattr(nb, f"as_{write}")(pruned, tmp_path)
     difference = nb.disagreement(pruned, restored, data)
     if write == "int8":
         weighing = [layer for layer in restored.layers if layer.weights]
@@ -552,10 +568,35 @@ def test_what_is_stored_can_be_read_back(
         assert len(weighing) == 3 and 0 < difference < 0.05
     else:
         assert same_weights(pruned, restored) and difference == 0
+    if write in ("gzip", "int8"):
+        (file,) = tmp_path.iterdir()
+        file.write_bytes(gzip.decompress(file.read_bytes()))
+        loaded = keras.models.load_model(file)
+        assert nb.disagreement(restored, loaded, data) == 0
+
+
+@pytest.mark.parametrize("write", ["keras", "gzip", "csr", "int8"])
+def test_bytes_are_those_of_what_is_written(
+    nb, data, trained, tmp_path, write
+):
+    pruned = nb.prune(trained, nb.unit_mask, 0.8)
+    both = {"pruned": pruned, "shrunk": nb.shrink(pruned)}
+    names = run_cell(nb, "written_as =", model=trained, mnist=data, **both)
+    columns = dict(zip(("keras", "gzip", "csr", "int8"), names["written_as"]))
+    for version, network in names["versions"].items():
+        getattr(nb, f"as_{write}")(network, tmp_path)
+        size = sum(file.stat().st_size for file in tmp_path.iterdir())
+        found = names["stored"].loc[version]
+        assert found["kB", columns[write]] == round(size / 1000) > 0
+        accuracy = 100 * nb.evaluate(network, data)["accuracy"]
+        error = abs(found["accuracy (%)", columns[write]] - accuracy)
+        assert error < (5 if write == "int8" else 1e-9)
 
 
 def test_every_way_to_run_a_model_is_timed(nb, data, trained):
-    times = nb.latency(trained, data.x_test[:101], 0.5)
+    zeros, units = (nb.prune(trained, r, 0.5) for r in nb.RULES.values())
+    images = data.x_test[:101]
+    times = nb.latency(trained, zeros, nb.shrink(units), images)
     assert set(times) == {"dense", *nb.WAYS}
     assert times["dense"] == 1 and min(times.values()) > 0
 
@@ -728,15 +769,19 @@ def test_accuracy_is_plotted_by_size(nb, seeds, figures, judged, titles):
         np.testing.assert_allclose(accuracy, 100 * means)
 
 
-def test_times_are_plotted_by_batch(nb, data, model, figures):
+def test_times_are_plotted_by_batch(nb, data, figures):
+    model = nb.build_mlp((100, 100), seed=0)
     ways = ["dense", *nb.WAYS]
     made_up = {
         (batch, sparsity): np.random.default_rng(batch).random(4) + sparsity
         for batch, sparsity in itertools.product((1, 32, 1000), nb.TIMED)
     }
 
-    def latency(timed, images, sparsity):
-        assert timed is model and images.shape[1:] == (28, 28)
+    def latency(dense, masked, shrunk, images):
+        assert dense is model and images.shape[1:] == (28, 28)
+        sparsity = round(nb.measured_sparsity(masked), 2)
+        units = nb.shrink(nb.prune(model, nb.unit_mask, sparsity))
+        assert shrunk.count_params() == units.count_params()
         return dict(zip(ways, made_up[len(images), sparsity]))
 
     names = run_cell(nb, "batch of", model=model, mnist=data, latency=latency)

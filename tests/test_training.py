@@ -76,7 +76,7 @@ class Interrupt(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Raise what a user's Ctrl-C raises."""
-        if batch == self.steps - 1:
+        if batch >= self.steps - 1:
             raise KeyboardInterrupt
 
 
@@ -593,7 +593,7 @@ def test_trainings_of_all_kinds_do_not_touch_each_other(nb, data, model):
 
 def test_fine_tuning_again_compiles_nothing(nb, data, model):
     nb.learner_for.cache_clear()
-    learner = nb.learner_for(model.to_json(), 20, nb.LEARNING_RATE)
+    learner, _ = nb.learner_for(model.to_json(), nb.LEARNING_RATE)
     traced = traces(learner)
     for sparsity in (0.3, 0.8, 0.5):
         pruned = nb.prune(model, nb.weight_mask, sparsity)
@@ -827,8 +827,24 @@ def test_impossible_settings_are_named(nb, settings, names):
 
 
 def test_only_a_constant_sparsity_may_have_no_end(nb):
-    with pytest.raises(ValueError):
-        nb.PolynomialDecay(0.2, 0.8, 0, -1)
+    for initial in (0.2, 0.8):
+        with pytest.raises(ValueError):
+            nb.PolynomialDecay(initial, 0.8, 0, -1)
+
+
+def test_schedules_are_values(nb, golden):
+    constant = nb.ConstantSparsity(0.7)
+    for schedule, text in (
+        (constant, "target=0.7, begin=0, end=-1, frequency=100"),
+        (golden, "initial=0.2, final=0.8, begin=10, end=30, power=3, freq"),
+    ):
+        assert repr(schedule).startswith(f"{type(schedule).__name__}({text}")
+        assert schedule == dataclasses.replace(schedule)
+        assert schedule != dataclasses.replace(schedule, frequency=7)
+        assert len({schedule, dataclasses.replace(schedule)}) == 1
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            schedule.begin = 1
+    assert constant(-1) is None
 
 
 # rules between weights and units
@@ -1133,8 +1149,8 @@ def test_pruning_in_training_takes_the_planned_way(nb, data, model):
     on_the_way, final = (
         np.round(share * sizes).sum() / sizes.sum() for share in (at_20, 0.9)
     )
-    expected = [0] * 19 + [on_the_way] * 4 + [final] * 17
-    assert np.allclose(watch.noted, expected)
+    every_tenth_step = [0, on_the_way, final, final]
+    assert np.allclose(watch.noted, every_tenth_step)
     assert math.isclose(nb.measured_sparsity(pruned), final)
     assert constraints(pruned) == [None] * 3
 
@@ -1252,13 +1268,15 @@ def test_a_schedule_is_drawn_as_planned_and_as_measured(nb, data, figures):
     (ax,) = plt.gcf().axes
     planned, measured = ax.lines
     steps, due = planned.get_xdata(), np.isfinite(planned.get_ydata())
-    assert steps.tolist() == [*range(1, 21)] == measured.get_xdata().tolist()
-    assert steps[due].tolist() == [12]
-    assert np.allclose(planned.get_ydata()[due], 95)
+    assert steps.tolist() == [*range(20)]
+    assert steps[due].tolist() == [0, 12]
+    assert np.allclose(planned.get_ydata()[due], [0, 95])
+    assert measured.get_xdata().tolist() == [10, 20]
     assert planned.get_linestyle() == "None"
     assert measured.get_drawstyle() == "steps-post"
-    assert np.allclose(measured.get_ydata(), 100 * np.array(names["noted"]))
-    assert np.allclose(measured.get_ydata(), [0] * 11 + [95] * 9, atol=0.01)
+    zeros = 100 * names["is_zero"].mean(axis=1)
+    assert np.allclose(measured.get_ydata(), zeros)
+    assert np.allclose(measured.get_ydata(), [0, 95], atol=0.01)
     assert ax.get_xlabel() == "step of training"
     assert ax.get_ylabel() == "sparsity (%)"
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
