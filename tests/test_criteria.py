@@ -284,6 +284,12 @@ def test_rules_for_all_kernels_prune_a_model(nb, model, data):
     assert same(model.get_weights(), before)
 
 
+def without(nb, model, sparsities):
+    """Return a copy of a model without a share of each layer's units."""
+    masks = map(nb.unit_mask, model.get_weights(), sparsities)
+    return nb.masked(model, [*masks])
+
+
 @pytest.mark.parametrize("each", [(0.5, 0.25), (0.75, 0), (0, 0)])
 def test_each_layer_is_pruned_to_its_own_sparsity(nb, model, data, each):
     before = model.get_weights()
@@ -334,10 +340,8 @@ def test_a_layer_left_whole_loses_nothing(nb, model, data):
 def test_parameters_left_are_those_of_the_shrunk_network(
     nb, model, sparsities
 ):
-    pairs = zip(model.get_weights(), sparsities)
-    masks = [nb.unit_mask(kernel, sparsity) for kernel, sparsity in pairs]
     left = nb.parameters_left((12, 8), sparsities)
-    assert left == nb.shrink(nb.masked(model, masks)).count_params()
+    assert left == nb.shrink(without(nb, model, sparsities)).count_params()
 
 
 def test_the_shortlist_is_that_of_brute_force(nb):
@@ -415,9 +419,7 @@ def test_the_choice_is_of_validation_rows_the_result_of_test_rows(nb, data):
     budget = nb.parameters_left((12, 8, 6, 5), [0.8] * 4)
     rows = len(nb.holdout(data).x_test)
     assert asked == [(model, rows, "lost", budget)] and len(holds) == 1
-    pairs = zip(model.get_weights(), best)
-    masks = [nb.unit_mask(kernel, sparsity) for kernel, sparsity in pairs]
-    pruned = nb.prune(model, nb.unit_mask, 0.8), nb.masked(model, masks)
+    pruned = nb.prune(model, nb.unit_mask, 0.8), without(nb, model, best)
     for name, network in zip(("uniform", "allotted"), pruned):
         expected = nb.evaluate(network, data)["accuracy"]
         assert allotted["accuracy", name] == pytest.approx(expected)

@@ -286,11 +286,27 @@ def test_the_most_disputed_images_come_first(nb):
 # the long tail
 
 
+@pytest.mark.parametrize("share", [0, 0.05, 0.5, 1])
+def test_one_class_is_thinned(nb, data, share):
+    before = data.x_train.copy(), data.y_train.copy()
+    found = nb.thinned(data, 8, share)
+    quota = round(share * np.sum(data.y_train == 8))
+    kept = []
+    for row, label in enumerate(data.y_train):
+        if label != 8 or quota > 0:
+            kept.append(row)
+        quota -= label == 8
+    assert np.array_equal(found.x_train, data.x_train[kept])
+    assert np.array_equal(found.y_train, data.y_train[kept])
+    assert found.x_test is data.x_test and found.y_test is data.y_test
+    assert np.array_equal(data.x_train, before[0])
+    assert np.array_equal(data.y_train, before[1])
+
+
 @pytest.mark.parametrize("rare", range(CLASSES))
-def test_one_class_is_thinned_and_compared_with_itself(nb, data, rare):
+def test_a_rare_class_is_compared_with_itself_if_common(nb, data, rare):
     before, after = guesses(6, 0.9, seed=0), guesses(6, 0.6, seed=1)
     at_90 = nb.class_damage(before, before, LABELS).set_axis([*"abcd"])
-    kept = data.x_train.copy(), data.y_train.copy()
     names = run_cell(
         nb,
         "tail = ",
@@ -304,16 +320,10 @@ def test_one_class_is_thinned_and_compared_with_itself(nb, data, rare):
     )
     found, settings = names["rare_population"]
     assert settings == nb.POPULATION
-    quota, rows = round(0.05 * np.sum(data.y_train == rare)), []
-    for row, label in enumerate(data.y_train):
-        if label != rare or quota > 0:
-            rows.append(row)
-        quota -= label == rare
-    assert np.array_equal(found.x_train, data.x_train[rows])
-    assert np.array_equal(found.y_train, data.y_train[rows])
+    expected = nb.thinned(data, rare, 0.05)
+    assert np.array_equal(found.x_train, expected.x_train)
+    assert np.array_equal(found.y_train, expected.y_train)
     assert found.x_test is data.x_test and found.y_test is data.y_test
-    assert np.array_equal(data.x_train, kept[0])
-    assert np.array_equal(data.y_train, kept[1])
     damage = nb.class_damage(before, after, LABELS)
     expected = {"common": at_90.iloc[rare], "rare": damage.iloc[rare]}
     for kind, row in expected.items():
@@ -357,13 +367,10 @@ def test_captions_are_the_three_labels_of_the_disputed(nb, figures):
     after[:, :12] = (LABELS[:12] + 1) % CLASSES
     names = "a", "b", "c", "d"
     images = np.zeros((200, 28, 28), "uint8")
-    given = {
-        "answers": {0: before, 0.9: after},
-        "labels": (LABELS + 2) % CLASSES,
-    }
-    given["fashion"] = types.SimpleNamespace(class_names=names, x_test=images)
-    voted = run_cell(nb, "votes = ", check=lambda *claim: None, **given)
-    run_cell(nb, "disputed = ", **{**voted, **given})
+    answers, true_labels = {0: before, 0.9: after}, (LABELS + 2) % CLASSES
+    voted = show_exemplars(nb, answers, true_labels)
+    voted["fashion"] = types.SimpleNamespace(class_names=names, x_test=images)
+    run_cell(nb, "disputed = ", **voted)
     for image, ax in enumerate(plt.gcf().axes):
         true, dense, pruned = (
             names[(image + shift) % CLASSES] for shift in (2, 0, 1)

@@ -523,7 +523,7 @@ def test_compare_measures_each_model(nb, data, small_cnn):
     assert (table["ms for 20 images"] > 0).all()
 
 
-def test_prune_further_goes_on_from_what_is_pruned(nb):
+def test_a_pruned_model_is_pruned_further(nb):
     model = varied(two_branches())
     original = model.get_weights()
     sparsities = (0.25, 0.5, 0.75)
