@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import os
 import zlib
 
@@ -285,6 +286,7 @@ NO_NETWORK = (
     Exception("URL fetch failure on https://example.org/a.npz: 403 -- no"),
     ConnectionResetError("reset by peer"),
     TimeoutError("timed out"),
+    http.client.IncompleteRead(b"half"),
 )
 
 

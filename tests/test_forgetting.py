@@ -290,17 +290,23 @@ def test_the_most_disputed_images_come_first(nb):
 def test_one_class_is_thinned(nb, data, share):
     before = data.x_train.copy(), data.y_train.copy()
     found = nb.thinned(data, 8, share)
-    quota = round(share * np.sum(data.y_train == 8))
-    kept = []
-    for row, label in enumerate(data.y_train):
-        if label != 8 or quota > 0:
-            kept.append(row)
-        quota -= label == 8
-    assert np.array_equal(found.x_train, data.x_train[kept])
-    assert np.array_equal(found.y_train, data.y_train[kept])
+    rare = data.y_train == 8
+    assert np.sum(found.y_train == 8) == round(share * rare.sum())
+    assert np.array_equal(
+        found.y_train[found.y_train != 8], data.y_train[~rare]
+    )
+    left = iter(zip(data.x_train, data.y_train))
+    for image, label in zip(found.x_train, found.y_train):
+        assert any((i == image).all() and n == label for i, n in left)
     assert found.x_test is data.x_test and found.y_test is data.y_test
     assert np.array_equal(data.x_train, before[0])
     assert np.array_equal(data.y_train, before[1])
+
+
+def test_a_rare_class_is_still_validated(nb, data):
+    rows, rare = nb.holdout(data), nb.holdout(nb.thinned(data, 8, 0.5))
+    expected = np.sum(rows.y_test == 8) / 2
+    assert expected / 2 <= np.sum(rare.y_test == 8) <= 2 * expected
 
 
 @pytest.mark.parametrize("rare", range(CLASSES))

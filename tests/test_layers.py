@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import types
 
 import keras
 import numpy as np
@@ -355,15 +356,86 @@ def test_a_class_that_keras_cannot_copy_is_named(nb):
     class Closed(keras.Model):
         def __init__(self):
             super().__init__(name="closed")
-            self.layer = layers.Dense(3)
+            self.first, self.last = layers.Dense(4), layers.Dense(3)
 
         def call(self, inputs):
-            return self.layer(inputs)
+            return self.last(self.first(inputs))
 
     model = Closed()
     model(np.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"'closed'.*get_config.*apply_masks"):
         nb.prune(model, nb.weight_mask, 0.5)
+
+
+def test_a_class_that_keras_copies_into_another_is_named(nb):
+    class Doubled(keras.Sequential):
+        def call(self, inputs, training=None, mask=None):
+            return 2 * super().call(inputs)
+
+    model = Doubled([keras.Input((2,)), layers.Dense(4), layers.Dense(3)])
+    with pytest.raises(ValueError, match="'doubled'") as error:
+        nb.prune(model, nb.weight_mask, 0.5)
+    assert str(error.value.__cause__) == "its copy is a Sequential"
+    with pytest.raises(ValueError, match="Doubled 'doubled': it is not built"):
+        nb.shrink(model)
+
+
+def test_a_class_that_needs_arguments_is_named(nb):
+    class Sized(keras.Model):
+        def __init__(self, units):
+            super().__init__(name="sized")
+            self.layer = layers.Dense(units)
+
+        def call(self, inputs):
+            return self.layer(inputs)
+
+    model = Sized(3)
+    model(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"'sized'.*get_config.*apply_masks"):
+        nb.copy_of(model)
+
+
+def normalized(seed):
+    """Return a network behind a normalization adapted to random data."""
+    random = np.random.default_rng(seed)
+    scaled = layers.Normalization()
+    scaled.adapt(random.normal(3, 2, (50, 6)))
+    inner = keras.Sequential([keras.Input((6,)), scaled])
+    parts = [layers.Dense(8, "relu"), layers.Dense(3)]
+    return keras.Sequential([keras.Input((6,)), inner, *parts])
+
+
+def test_copies_normalize_by_the_statistics_of_the_original(nb):
+    model, other = normalized(0), normalized(1)
+    rows = np.random.default_rng(2).normal(3, 2, (20, 6)).astype("float32")
+    expected = np.array(model(rows))
+    for copy in (nb.copy_of(model), nb.prune(model, nb.weight_mask, 0)):
+        assert (np.array(copy(rows)) == expected).all()
+    nb.copy_values(model, other)
+    assert (np.array(other(rows)) == expected).all()
+
+
+def test_masks_must_be_as_many_as_kernels(nb, model):
+    masks = nb.masks_of(model, nb.weight_mask, 0.5)
+    for given in (masks[:1], [*masks, masks[-1]]):
+        before = model.get_weights()
+        with pytest.raises(ValueError, match="zip"):
+            nb.apply_masks(model, given)
+        assert all(map(np.array_equal, before, model.get_weights()))
+    scores = nb.ByScores([np.arange(12)])
+    with pytest.raises(ValueError, match="zip"):
+        nb.prune(model, scores, 0.5)
+
+
+def test_what_is_quantized_is_not_shrunk(nb, model):
+    pruned = nb.prune(model, nb.unit_mask, 0.5)
+    for layer in filter(nb.all_kernels, pruned.layers):
+        layer.quantize("int8")
+    with pytest.raises(
+        ValueError, match=r"'hidden_1': .* a kernel and a bias"
+    ):
+        nb.shrink(pruned)
+    assert nb.compact(pruned) is pruned
 
 
 # which kernels
@@ -523,13 +595,15 @@ def test_compare_measures_each_model(nb, data, small_cnn):
     assert (table["ms for 20 images"] > 0).all()
 
 
-def test_a_pruned_model_is_pruned_further(nb):
+def test_a_pruned_model_is_pruned_further(nb, monkeypatch):
     model = varied(two_branches())
+    large = {"InceptionV3": lambda weights: model}
+    monkeypatch.setattr(keras, "applications", types.SimpleNamespace(**large))
     original = model.get_weights()
     sparsities = (0.25, 0.5, 0.75)
     expected = nb.prune(model, nb.weight_mask, 0.75)
     names = {"check": lambda claim, holds: None, "FORGETTING": sparsities}
-    names = run_cell(nb, "thinner = ", inception=model, **names)
+    names = run_cell(nb, "thinner = ", **names)
     table = names["thinner"]
     for once, again in zip(expected.get_weights(), model.get_weights()):
         assert (once == again).all()

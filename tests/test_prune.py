@@ -479,7 +479,10 @@ def test_a_normalization_that_was_adapted_is_kept(nb):
     scaled = layers.Normalization()
     scaled.adapt(np.random.default_rng(0).normal(3, 2, (20, 6)))
     parts = [keras.Input((6,)), scaled, Dense(10, "relu"), Dense(3)]
-    pruned = nb.prune(keras.Sequential(parts), nb.unit_mask, 0.5)
+    model = keras.Sequential(parts)
+    assert_same_function(model, nb.prune(model, nb.unit_mask, 0))
+    assert_same_function(model, nb.shrink(model))
+    pruned = nb.prune(model, nb.unit_mask, 0.5)
     shrunk = nb.shrink(pruned)
     assert units_of(shrunk) == [5, 3]
     assert_same_function(pruned, shrunk)

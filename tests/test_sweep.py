@@ -581,6 +581,7 @@ def test_bytes_are_those_of_what_is_written(
 ):
     pruned = nb.prune(trained, nb.unit_mask, 0.8)
     both = {"pruned": pruned, "shrunk": nb.shrink(pruned)}
+    both = {name: {data.title: network} for name, network in both.items()}
     names = run_cell(nb, "written_as =", model=trained, mnist=data, **both)
     columns = dict(zip(("keras", "gzip", "csr", "int8"), names["written_as"]))
     for version, network in names["versions"].items():
