@@ -424,7 +424,7 @@ def test_masks_must_be_as_many_as_kernels(nb, model):
         assert all(map(np.array_equal, before, model.get_weights()))
     scores = nb.ByScores([np.arange(12)])
     with pytest.raises(ValueError, match="zip"):
-        nb.prune(model, scores, 0.5)
+        nb.masks_of(model, scores, 0.5)
 
 
 def test_what_is_quantized_is_not_shrunk(nb, model):
