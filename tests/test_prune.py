@@ -702,6 +702,13 @@ def test_a_layer_with_more_than_kernel_and_bias_is_named(nb, change):
     assert_refused(nb, model)
 
 
+def test_a_layer_that_is_given_a_mask_is_named(nb):
+    words = layers.Embedding(9, 4, mask_zero=True)
+    mean = layers.GlobalAveragePooling1D(name="culprit")
+    parts = [words, Dense(8, "relu"), mean, Dense(6, "relu"), Dense(3)]
+    assert_refused(nb, keras.Sequential([keras.Input((5,)), *parts]))
+
+
 @pytest.mark.parametrize("kind", BETWEEN_FILTERS)
 def test_a_layer_that_cannot_follow_filters_is_named(nb, kind):
     layer, flat = BETWEEN_FILTERS[kind](), layers.Flatten()

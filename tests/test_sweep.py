@@ -99,6 +99,9 @@ def trained_alone(nb, model, data, epochs, seed):
     rows, copy = nb.holdout(data), keras.models.clone_model(model)
     for variable, start in zip(copy.variables, model.variables, strict=True):
         variable.assign(start)
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
     steps = epochs * -(-len(rows.x_train) // nb.BATCH_SIZE)
     learner, _ = nb.learner_for.__wrapped__(model.to_json(), 0.0)
     warmup = {"warmup_steps": steps // 6, "warmup_target": nb.LEARNING_RATE}
@@ -288,6 +291,29 @@ def test_networks_of_one_architecture_share_a_learner(nb, data):
     assert nb.learner_for.cache_info().currsize == 1
     nb.train(nb.build_mlp((8, 12)), data, EPOCHS, seed=0)
     assert nb.learner_for.cache_info().currsize == 2
+
+
+def normalized(images):
+    """Return a network behind a normalization adapted to images."""
+    keras.utils.set_random_seed(0)
+    parts = [
+        keras.Input((28, 28), name="images"),
+        keras.layers.Normalization(axis=None, name="scaled"),
+        keras.layers.Flatten(name="flat"),
+        keras.layers.Dense(10, name="logits"),
+    ]
+    parts[1].adapt(images)
+    return keras.Sequential(parts, name="normalized")
+
+
+def test_networks_that_share_a_learner_keep_their_normalization(nb, data):
+    nb.learner_for.cache_clear()
+    images = data.x_train.astype("float32")
+    networks = [normalized(images * factor) for factor in (1, 3, 1)]
+    for network in networks:
+        expected = trained_alone(nb, network, data, EPOCHS, seed=1)
+        assert same_weights(nb.train(network, data, EPOCHS, 1), expected)
+    assert nb.learner_for.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("dropout", [0, 0.3])
