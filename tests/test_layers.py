@@ -444,6 +444,7 @@ def test_copies_normalize_by_the_statistics_of_the_original(nb, holder):
     rows = np.random.default_rng(2).normal(3, 2, (20, 4, 6)).astype("float32")
     other.compile("adam", "mse", jit_compile=False)
     assert not np.allclose(other.predict(rows, verbose=0), model(rows))
+    assert other.evaluate(rows, np.array(model(rows)), verbose=0) > 0.01
     expected = np.array(model(rows))
     for copy in (nb.copy_of(model), nb.prune(model, nb.weight_mask, 0)):
         assert (np.array(copy(rows)) == expected).all()
