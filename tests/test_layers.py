@@ -367,11 +367,11 @@ def test_a_copy_of_any_model_is_pruned(nb, build, name):
 
 
 class Closed(keras.Model):
-    """A model whose layers Keras cannot see into."""
+    """A model that Keras cannot build again: it takes no arguments."""
 
-    def __init__(self, name="own"):
+    def __init__(self):
         """Hold two layers."""
-        super().__init__(name=name)
+        super().__init__(name="own")
         self.first, self.last = layers.Dense(4), layers.Dense(3)
 
     def call(self, inputs):
