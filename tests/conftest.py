@@ -25,8 +25,12 @@ hypothesis.settings.load_profile("tests")
 
 def defines(statement):
     """Return whether a statement defines something and runs nothing."""
-    if isinstance(statement, ast.Assign):
-        names = [getattr(target, "id", "") for target in statement.targets]
+    if isinstance(statement, ast.Assign | ast.AugAssign):
+        if "namedtuple" in ast.unparse(statement.value):
+            return True
+        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+        nodes = [node for target in targets for node in ast.walk(target)]
+        names = [getattr(node, "id", "X") for node in nodes]
         return all(name.isupper() and name not in RUN_TIME for name in names)
     return isinstance(statement, DEFINING)
 
@@ -100,7 +104,7 @@ def nb():
 @pytest.fixture(scope="session")
 def data(nb):
     """Return the small stand-in for MNIST."""
-    return nb.stand_in("digits")
+    return nb.load_dataset("digits")
 
 
 @pytest.fixture

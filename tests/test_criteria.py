@@ -1,8 +1,6 @@
 """Criteria for units, sparsities of single layers, and lottery tickets."""
 
-import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import keras
 import matplotlib.pyplot as plt
@@ -10,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cell
+from matplotlib.colors import same_color
 
 CRITERIA = [
     "L2 norm",
@@ -69,20 +68,6 @@ def slopes(kernels, values, step=1e-6):
     return result
 
 
-def rows_of(nb, images, labels):
-    """Return a data set whose test rows are the given ones."""
-    return nb.Dataset("rows", images, labels, images, labels, ())
-
-
-def poisoned(data):
-    """Return `data` with useless test rows."""
-    return dataclasses.replace(
-        data,
-        x_test=np.zeros_like(data.x_test),
-        y_test=np.zeros_like(data.y_test),
-    )
-
-
 def same(scores, others):
     """Return whether two lists of arrays are equal."""
     pairs = zip(scores, others, strict=True)
@@ -94,18 +79,30 @@ def zeros(model):
     return [int((kernel == 0).sum()) for kernel in model.get_weights()]
 
 
+def on_a_path(kernels):
+    """Return how many weights lie on a path of weights from input to output."""
+    masks, total = [(kernel != 0).astype(int) for kernel in kernels], 0
+    for place, mask in enumerate(masks):
+        before, after = np.ones(len(masks[0]), int), np.ones(masks[-1].shape[1], int)
+        for other in masks[:place]:
+            before = np.sign(before @ other)
+        for other in masks[:place:-1]:
+            after = np.sign(other @ after)
+        total += before @ mask @ after
+    return total
+
+
 @pytest.fixture
 def few(data):
     """Return a small part of the stand-in."""
-    rows = {name: getattr(data, name)[:240] for name in ("x_train", "y_train")}
-    return dataclasses.replace(data, **rows)
+    return data._replace(x_train=data.x_train[:240], y_train=data.y_train[:240])
 
 
 # criteria
 
 
 def test_scores_are_those_of_a_slow_reference(nb):
-    scores = nb.unit_scores(network(KERNELS), rows_of(nb, ROWS, LABELS))
+    scores = nb.unit_scores(network(KERNELS), ROWS, LABELS)
     assert [*scores] == CRITERIA
     for layer, seen in enumerate(puts_out(KERNELS, ROWS)[:-1]):
         change = np.abs(seen * slopes(KERNELS[layer + 1 :], seen))
@@ -139,22 +136,22 @@ def test_activity_is_seen_without_dropout(nb, model, data):
 
 
 def test_random_scores_differ_and_are_repeatable(nb, model, data):
-    scores = nb.unit_scores(model, data)["random"]
+    scores = nb.unit_scores(model, data.x_val, data.y_val)["random"]
     assert len(np.unique(np.concatenate(scores))) == 12 + 8
-    again = nb.unit_scores(model, nb.holdout(data))["random"]
+    again = nb.unit_scores(model, data.x_test, data.y_test)["random"]
     assert same(scores, again)
 
 
 def test_scores_are_those_of_the_layers_that_are_pruned(nb, data):
     model = nb.build_mlp((12, 1, 8))
     units = [kernel.shape[-1] for kernel in nb.prunable_kernels(model)]
-    for scores in nb.unit_scores(model, data).values():
+    for scores in nb.unit_scores(model, data.x_val, data.y_val).values():
         assert [len(own) for own in scores] == units == [12, 8]
 
 
 def test_a_unit_that_never_fires_goes_first(nb):
     model = network(KERNELS)
-    scores = nb.unit_scores(model, rows_of(nb, ROWS, LABELS))
+    scores = nb.unit_scores(model, ROWS, LABELS)
     for name in ("mean activation", "APoZ", "Taylor"):
         assert scores[name][0][3] == 0
         pruned = nb.prune(model, nb.ByScores(scores[name]), 0.25)
@@ -167,35 +164,13 @@ def test_the_scale_of_a_kernel_does_not_matter_to_norms(nb, model, data):
     scaled = nb.copy_of(model)
     weights = model.get_weights()
     scaled.set_weights([w * 2.0 ** (i + 1) for i, w in enumerate(weights)])
-    both = [nb.unit_scores(own, nb.holdout(data)) for own in (model, scaled)]
+    both = [nb.unit_scores(own, data.x_val, data.y_val) for own in (model, scaled)]
     for name in ("L2 norm", "L1 norm"):
         rule, other = (nb.ByScores(scores[name]) for scores in both)
         masks = nb.masks_of(model, rule, 0.5)
         assert same(masks, nb.masks_of(scaled, other, 0.5))
         if name == "L2 norm":
             assert same(masks, nb.masks_of(model, nb.unit_mask, 0.5))
-
-
-def test_scores_are_of_validation_rows(nb, model, data, monkeypatch):
-    found = nb.unit_scores(model, nb.holdout(data))
-    blind = nb.unit_scores(model, nb.holdout(poisoned(data)))
-    assert all(same(found[name], blind[name]) for name in CRITERIA)
-    of_test_rows = nb.unit_scores(model, data)
-    assert not same(found["Taylor"], of_test_rows["Taylor"])
-    sweep, given = nb.sweep, []
-    monkeypatch.setattr(nb, "sweep", lambda *a: given.extend(a) or sweep(*a))
-    nb.sweep_criteria(model, poisoned(data), [0.5])
-    _, measured, rules, _ = given
-    assert not measured.x_test.any(), "test rows measure the result"
-    assert [*rules] == CRITERIA
-    assert all(same(rules[name].scores, found[name]) for name in CRITERIA)
-
-
-def test_only_so_many_rows_are_seen(nb, model, data):
-    first = rows_of(nb, data.x_test[:50], data.y_test[:50])
-    scores = nb.unit_scores(model, first)
-    others = nb.unit_scores(model, data, rows=50)
-    assert all(same(scores[name], others[name]) for name in CRITERIA)
 
 
 def test_the_lowest_scores_go_and_ties_by_position(nb, model):
@@ -211,42 +186,31 @@ def test_the_lowest_scores_go_and_ties_by_position(nb, model):
     assert zeros(pruned) == [784 * 5, 12 * 3, 0]
 
 
-def test_criteria_are_swept(nb, model, data):
-    results = nb.sweep_criteria(model, data, (0, 0.5))
-    assert results.rule.tolist() == np.repeat(CRITERIA, 2).tolist()
-    assert [*nb.CRITERIA_STYLES] == CRITERIA
-    whole, half = (results[results.sparsity == s] for s in (0, 0.5))
-    scores = nb.unit_scores(model, nb.holdout(data))
-    rules = [nb.ByScores(scores[name]) for name in CRITERIA]
-    pruned = [nb.prune(model, rule, 0.5) for rule in rules]
-    expected = [nb.evaluate(network, data)["accuracy"] for network in pruned]
-    assert half.accuracy.tolist() == pytest.approx(expected)
-    assert whole.accuracy.nunique() == 1
-    assert (whole.parameters == model.count_params()).all()
-    assert (half.parameters <= nb.parameters_left((12, 8), (0.5, 0.5))).all()
+def test_criteria_are_swept_and_tabled_as_means(nb, model, data):
+    models, swept = (model, nb.build_mlp((12, 8), seed=1)), []
+    many = np.resize(data.x_val, (2100, 28, 28)), np.resize(data.y_val, 2100)
+    rows = data._replace(x_val=many[0], y_val=many[1])
 
+    def sweep(network, measured, rules, sparsities):
+        assert measured is rows and [*rules] == CRITERIA
+        scores = nb.unit_scores(network, many[0][:2000], many[1][:2000])
+        for name, rule in rules.items():
+            assert type(rule) is nb.ByScores and same(rule.scores, scores[name])
+        keys = itertools.product(rules, sparsities)
+        table = pd.DataFrame(keys, columns=["rule", "sparsity"])
+        swept.append(table.assign(accuracy=np.arange(len(table)) + 7 * len(swept) ** 2))
+        return swept[-1]
 
-def test_accuracies_are_tabled_as_means(nb):
-    keys = [*itertools.product(("L2 norm", "APoZ", "random"), (0, 0.7, 0.8))]
-    both = [
-        pd.DataFrame(
-            [(*key, place / 10 + n) for place, key in enumerate(keys)]
-        )
-        for n in (0, 0.25)
-    ]
-    table = pd.concat(both).set_axis(["rule", "sparsity", "accuracy"], axis=1)
-    told = {"begin": list, "check": lambda claim, holds: claim}
-    names = run_cell(
-        nb,
-        "by_criterion = ",
-        criteria={"MNIST": table, "other": table},
-        mnist=SimpleNamespace(title="MNIST"),
-        **told,
-    )
-    for title in ("MNIST", "other"):
-        for place, (rule, sparsity) in enumerate(keys):
-            found = names["by_criterion"][title, rule][sparsity]
-            assert found == pytest.approx(place / 10 + 0.125)
+    given = {"networks": dict.fromkeys(TITLES, models), "SEEDS": (4, 5)}
+    given |= {"datasets": dict.fromkeys(TITLES, rows), "sweep": sweep}
+    names = run_cell(nb, "by_criterion = ", **given)
+    found, levels = names["by_criterion"], names["levels"]
+    assert found.columns.tolist() == [*levels] and {0, 0.7, 0.8} <= {*levels}
+    for title, pair in zip(TITLES, (swept[:2], swept[2:]), strict=True):
+        assert found.loc[title].index.tolist() == CRITERIA
+        for row, other in zip(*(own.itertuples() for own in pair), strict=True):
+            mean = 100 * (row.accuracy + other.accuracy) / 2
+            assert found.loc[title, row.rule][row.sparsity] == pytest.approx(mean)
 
 
 # layers
@@ -257,7 +221,7 @@ def test_accuracies_are_tabled_as_means(nb):
 def test_every_kernel_keeps_its_largest_share(nb, sparsity, least):
     random = np.random.default_rng(0)
     kernels = [random.normal(0, s, (20, 10)) for s in (1, 100, 0.01)]
-    rule = nb.Together(nb.magnitudes, least)
+    rule = nb.Globally(nb.magnitudes, least)
     masks = rule.masks(kernels, sparsity)
     assert sum((~mask).sum() for mask in masks) == round(sparsity * 600)
     for kernel, mask in zip(kernels, masks):
@@ -272,11 +236,11 @@ def test_every_kernel_keeps_its_largest_share(nb, sparsity, least):
 
 def test_rules_for_all_kernels_prune_a_model(nb, model, data):
     before = model.get_weights()
-    scores = nb.unit_scores(model, nb.holdout(data))["Taylor"]
+    scores = nb.unit_scores(model, data.x_val, data.y_val)["Taylor"]
     total = before[0].size + before[1].size
     rules = {
-        nb.Together(nb.magnitudes): round(0.5 * total),
-        nb.Together(nb.magnitudes, 0.005): round(0.5 * total),
+        nb.Globally(nb.magnitudes): round(0.5 * total),
+        nb.Globally(nb.magnitudes, 0.005): round(0.5 * total),
     }
     assert sum(zeros(nb.prune(model, nb.ByScores(scores), 0.5))) == total / 2
     for rule, count in rules.items():
@@ -284,146 +248,29 @@ def test_rules_for_all_kernels_prune_a_model(nb, model, data):
     assert same(model.get_weights(), before)
 
 
-def without(nb, model, sparsities):
-    """Return a copy of a model without a share of each layer's units."""
-    masks = map(nb.unit_mask, model.get_weights(), sparsities)
-    return nb.masked(model, [*masks])
-
-
-@pytest.mark.parametrize("each", [(0.5, 0.25), (0.75, 0), (0, 0)])
-def test_each_layer_is_pruned_to_its_own_sparsity(nb, model, data, each):
-    before = model.get_weights()
-    for rule in nb.RULES.values():
-        masks = [rule(w, s) for w, s in zip(before, each)]
-        expected = [*(w * m for w, m in zip(before, masks)), before[2]]
-        small = nb.prune_each(model, rule, each)
-        network = nb.copy_of(model)
-        network.set_weights(expected)
-        logits = nb.logits_of(network, data.x_test)
-        found = nb.logits_of(small, data.x_test)
-        assert found == pytest.approx(logits, rel=1e-4, abs=1e-5)
-        if small.count_params() == model.count_params():
-            assert same(small.get_weights(), expected)
-    assert small.count_params() == (
-        model.count_params()
-        if max(each) < 0.5
-        else nb.parameters_left((12, 8), each)
-    )
-    assert same(model.get_weights(), before)
-
-
-@pytest.mark.parametrize("rule", ["weight_mask", "unit_mask"])
-def test_each_layer_is_pruned_alone(nb, model, data, rule):
-    before, rule = model.get_weights(), getattr(nb, rule)
-    lost = nb.sensitivity(model, data, rule, (0.5, 0.75))
+def test_each_layer_is_pruned_alone(nb, model, data):
+    before, rows = model.get_weights(), (data.x_val, data.y_val)
+    lost = nb.sensitivity(model, *rows, (0.5, 0.75))
     assert lost.index.tolist() == [1, 2]
     assert lost.columns.tolist() == [0.5, 0.75]
     assert same(model.get_weights(), before)
-    whole = (nb.logits_of(model, data.x_test).argmax(1) == data.y_test).mean()
+    whole = (nb.logits_of(model, rows[0]).argmax(axis=1) == rows[1]).mean()
     for layer, sparsity in itertools.product((0, 1), (0.5, 0.75)):
         weights = [w.copy() for w in before]
-        weights[layer] *= rule(weights[layer], sparsity)
+        sizes = np.linalg.norm(weights[layer], axis=0)
+        gone = np.argsort(sizes)[: round(sparsity * len(sizes))]
+        weights[layer][:, gone] = 0
         pruned = nb.copy_of(model)
         pruned.set_weights(weights)
-        answers = nb.logits_of(pruned, data.x_test).argmax(axis=1)
-        points = 100 * (whole - (answers == data.y_test).mean())
+        answers = nb.logits_of(pruned, rows[0]).argmax(axis=1)
+        points = 100 * (whole - (answers == rows[1]).mean())
         assert lost.loc[layer + 1, sparsity] == pytest.approx(points)
 
 
 def test_a_layer_left_whole_loses_nothing(nb, model, data):
-    lost = nb.sensitivity(model, data, nb.unit_mask, (0, 0.5))
+    lost = nb.sensitivity(model, data.x_test, data.y_test, (0, 0.5))
     assert lost.columns.tolist() == [0, 0.5]
     assert (lost[0] == 0).all()
-
-
-@pytest.mark.parametrize("sparsities", [(0, 0), (0.5, 0.25), (0.4, 0.8)])
-def test_parameters_left_are_those_of_the_shrunk_network(
-    nb, model, sparsities
-):
-    left = nb.parameters_left((12, 8), sparsities)
-    assert left == nb.shrink(without(nb, model, sparsities)).count_params()
-
-
-def test_the_shortlist_is_that_of_brute_force(nb):
-    lost = pd.DataFrame(
-        [[-1.0, 2.5, 11], [0.25, 1, 30.5], [0.5, 4, 4.75]],
-        index=[1, 2, 3],
-        columns=(0.25, 0.5, 0.75),
-    )
-    units, budget = (16, 12, 8), 7000
-    expected = {}
-    for choice in itertools.product((0, 0.25, 0.5, 0.75), repeat=3):
-        sizes = [n - round(s * n) for n, s in zip(units, choice)]
-        a, b, c = sizes
-        if 784 * a + a * b + b * c + 10 * c <= budget:
-            losses = [
-                max(row[s], 0) if s else 0
-                for s, (_, row) in zip(choice, lost.iterrows())
-            ]
-            expected[choice] = sum(losses)
-    found = nb.shortlist(lost, units, budget, count=5)
-    assert len(found) == 5
-    costs = [expected[choice] for choice in found]
-    assert costs == sorted(expected.values())[:5]
-    assert {*nb.shortlist(lost, units, budget, 100)} == {*expected}
-    smallest = min(nb.parameters_left(units, choice) for choice in expected)
-    assert nb.shortlist(lost, units, smallest) == [(0.75, 0.75, 0.75)]
-
-
-def test_a_budget_that_nothing_meets_is_an_error(nb, model, data):
-    lost = nb.sensitivity(model, data, nb.unit_mask, (0.5, 0.75))
-    budget = nb.parameters_left((12, 8), (0.75, 0.75)) - 1
-    with pytest.raises(ValueError, match=f"no choice leaves {budget} param"):
-        nb.allot(model, data, lost, budget)
-
-
-def test_the_best_of_the_shortlist_is_allotted(nb, model, data, monkeypatch):
-    choices, asked = [(0.75, 0.75), (0.25, 0), (0.5, 0.5)], []
-    monkeypatch.setattr(
-        nb, "shortlist", lambda *given: asked.extend(given) or choices
-    )
-    pruned = [nb.prune_each(model, nb.unit_mask, c) for c in choices]
-    accuracies = [nb.evaluate(own, data)["accuracy"] for own in pruned]
-    assert len({*accuracies}) > 1
-    best = nb.allot(model, data, "lost", "budget")
-    assert asked == ["lost", [12, 8], "budget"]
-    assert best == choices[np.argmax(accuracies)]
-
-
-def test_an_allotment_keeps_to_its_budget(nb, model, data):
-    before = model.get_weights()
-    budget = nb.parameters_left((12, 8), (0.5, 0.5))
-    lost = nb.sensitivity(model, data, nb.unit_mask, (0.5, 0.75))
-    best = nb.allot(model, data, lost, budget)
-    assert nb.parameters_left((12, 8), best) <= budget
-    assert same(model.get_weights(), before)
-
-
-def test_the_choice_is_of_validation_rows_the_result_of_test_rows(nb, data):
-    model, asked, holds = nb.build_mlp((12, 8, 6, 5)), [], []
-    best = 0.75, 0.5, 0.5, 0.75
-
-    def choose(network, rows, lost, budget):
-        asked.append((network, len(rows.x_test), lost, budget))
-        return best
-
-    given = {
-        "networks": {"digits": [model]},
-        "datasets": {"digits": data},
-        "scans": {("digits", "unit"): "lost"},
-        "HIDDEN_UNITS": (12, 8, 6, 5),
-        "allot": choose,
-        "check": lambda claim, held: holds.append(held),
-    }
-    allotted = run_cell(nb, "allotted = ", **given)["allotted"].loc["digits"]
-    budget = nb.parameters_left((12, 8, 6, 5), [0.8] * 4)
-    rows = len(nb.holdout(data).x_test)
-    assert asked == [(model, rows, "lost", budget)] and len(holds) == 1
-    pruned = nb.prune(model, nb.unit_mask, 0.8), without(nb, model, best)
-    for name, network in zip(("uniform", "allotted"), pruned):
-        expected = nb.evaluate(network, data)["accuracy"]
-        assert allotted["accuracy", name] == pytest.approx(expected)
-    assert allotted["parameters", "uniform"] == budget
 
 
 # tickets
@@ -431,7 +278,7 @@ def test_the_choice_is_of_validation_rows_the_result_of_test_rows(nb, data):
 
 def test_a_masked_network_is_a_copy(nb, model):
     before = model.get_weights()
-    masks = nb.masks_of(model, nb.weight_mask, 0.5)
+    masks = nb.masks_of(model, "weight", 0.5)
     weights = nb.masked(model, masks).get_weights()
     assert same(weights[:2], [w * m for w, m in zip(before, masks)])
     assert same([weights[2], *model.get_weights()], [before[2], *before])
@@ -453,24 +300,27 @@ def test_the_smallest_dense_network_has_one_unit_last(nb):
     assert [v.shape[1] for v in nb.small_dense(1, 0).weights] == [3, 1, 10]
 
 
+STARTS = ["ticket", "other weights", "random mask", "small dense"]
+
+
 def test_tickets_are_rewound_and_tabled(nb, few, monkeypatch):
-    monkeypatch.setattr(nb, "TICKET_SIZES", (50, 20))
     monkeypatch.setattr(nb, "LENET_UNITS", (30, 12))
     fine_tune, starts, finals = nb.fine_tune, [], []
 
     def noted(model, *settings):
+        assert settings == (few, 2, 3)
         starts.append(model.get_weights())
         finals.append(fine_tune(model, *settings))
         return finals[-1]
 
     monkeypatch.setattr(nb, "fine_tune", noted)
-    table = nb.find_tickets(few, seed=3)
-    whole = nb.train(nb.build_mlp((30, 12), 3), few, nb.TICKET_EPOCHS, 3)
-    accuracies = [nb.evaluate(m, few)["accuracy"] for m in (whole, *finals)]
+    table = nb.find_tickets(few, seed=3, sizes=(50, 20), epochs=2)
+    whole, test = nb.train(nb.build_mlp((30, 12), 3), few, 2, 3), few[5:7]
+    accuracies = [nb.evaluate(m, *test)["accuracy"] for m in (whole, *finals)]
     assert [*table] == ["kept", "start", "accuracy"]
     assert table.kept.tolist() == [100, *[50] * 4, *[20] * 4]
-    assert table.start.tolist() == ["ticket", *[*nb.STARTS] * 2]
-    assert table.accuracy.tolist() == accuracies
+    assert table.start.tolist() == ["ticket", *STARTS * 2]
+    assert table.accuracy.tolist() == [100 * own for own in accuracies]
     first = nb.build_mlp((30, 12), 3).get_weights()
     other = nb.build_mlp((30, 12), 103).get_weights()
     size = first[0].size + first[1].size
@@ -487,14 +337,14 @@ def test_tickets_are_rewound_and_tabled(nb, few, monkeypatch):
         assert not same(masks, places)
         draws = np.random.default_rng(3)
         assert same(places[:2], [draws.permuted(m) for m in masks[:2]])
-        fewest = nb.small_dense(sum(counts), 3)
+        fewest = nb.small_dense(on_a_path(ticket), 3)
         assert same(small, fewest.get_weights())
     for start, final in zip(starts, finals):
         lasting = [w == 0 for w in final.get_weights()]
         assert same(lasting, [w == 0 for w in start])
     before = (whole, starts[0], 0.5), (finals[0], starts[4], 0.8)
     for trained, start, sparsity in before:
-        largest = nb.Together(nb.magnitudes)
+        largest = nb.Globally(nb.magnitudes)
         masks = largest.masks(trained.get_weights()[:2], sparsity)
         assert same(masks, [w != 0 for w in start[:2]])
 
@@ -507,58 +357,29 @@ def labels_of(ax):
     return ax.get_xlabel(), ax.get_ylabel()
 
 
-def draw_criteria(nb, model, data, swept):
-    """Run the cell that draws the criteria, on one model and given sweeps."""
-    given = {
-        "networks": {title: [model] for title in TITLES},
-        "datasets": dict.fromkeys(TITLES, data),
-        "sweep_criteria": lambda *_: swept.pop(0),
-    }
-    return run_cell(nb, "criteria = {", **given)
-
-
-def test_criteria_are_drawn_as_they_are(nb, model, data, figures):
-    results = nb.sweep_criteria(model, data, (0, 0.5, 0.75))
-    draw_criteria(nb, model, data, [results.iloc[:6], results])
-    other, one = plt.gcf().axes
-    assert (other.get_title(), one.get_title()) == TITLES
-    for ax in (one, other):
-        assert labels_of(ax) == ("sparsity of units (%)", "test accuracy (%)")
-    means = results.groupby(["rule", "sparsity"]).accuracy.mean()
-    for line in one.lines:
-        assert line.get_xdata() == pytest.approx([0, 50, 75])
-        expected = 100 * means[line.get_label()].to_numpy()
-        assert line.get_ydata() == pytest.approx(expected)
-        color = nb.CRITERIA_STYLES[line.get_label()]["color"]
-        assert line.get_color() == color
-    names = [text.get_text() for text in one.get_legend().get_texts()]
-    assert names == results.rule.unique().tolist()
-    assert [line.get_label() for line in other.lines] == names[:2]
-
-
-def test_layer_sparsities_are_drawn_as_they_are(nb, data, figures):
-    model = nb.build_mlp((12, 8, 6, 4))
-    given = {"networks": {"digits": [model]}, "datasets": {"digits": data}}
-    names = run_cell(nb, "together = ", model=model, mnist=data, **given)
-    assert labels_of(plt.gca()) == ("hidden layer", "sparsity (%)")
-    assert plt.gca().get_title() == data.title
-    guarded = nb.Together(nb.magnitudes, least=0.005)
-    sizes = [kernel.size for kernel in model.get_weights()]
-    sparsities, lines = (0.5, 0.8, 0.95), plt.gca().lines
-    for line, sparsity in zip(lines, sparsities, strict=True):
-        counts = zeros(nb.prune(model, guarded, sparsity))
-        shares = [100 * n / size for n, size in zip(counts, sizes)]
-        assert line.get_xdata().tolist() == [1, 2, 3, 4]
-        assert line.get_ydata() == pytest.approx(shares[:4])
-        assert line.get_label() == f"{100 * sparsity:.0f}% in all"
-    legend = [text.get_text() for text in plt.gca().get_legend().get_texts()]
-    assert legend == [line.get_label() for line in lines]
-    together = names["together"]["digits"]
-    assert together.index.tolist() == [0.8, 0.9, 0.95, 0.97, 0.99]
-    rules = {"layer by layer": nb.weight_mask, "together": guarded}
-    for (name, rule), s in itertools.product(rules.items(), (0.8, 0.99)):
-        expected = nb.evaluate(nb.prune(model, rule, s), data)["accuracy"]
-        assert together[name][s] == pytest.approx(expected)
+def test_criteria_are_drawn_as_they_are(nb, figures):
+    index = pd.MultiIndex.from_product([TITLES, CRITERIA])
+    values = np.arange(36).reshape(12, 3) + 0.5
+    table = pd.DataFrame(values, index, [0, 0.5, 0.75])
+    run_cell(
+        nb, "by_criterion.loc[title].iterrows()", by_criterion=table, datasets=TITLES
+    )
+    axes, colors = plt.gcf().axes, set()
+    assert tuple(ax.get_title() for ax in axes) == TITLES
+    assert axes[0].get_ylabel() == "test accuracy (%)"
+    for ax in axes:
+        assert ax.get_xlabel() == "sparsity of units (%)"
+        for line, name in zip(ax.lines, CRITERIA, strict=True):
+            assert line.get_label() == name
+            assert line.get_xdata() == pytest.approx([50, 75])
+            row = table.loc[ax.get_title(), name]
+            assert line.get_ydata().tolist() == row.tolist()[1:]
+            colors.add((name, line.get_color()))
+    assert len(colors) == len({color for _, color in colors}) == 6
+    own = dict(colors)
+    assert same_color(own["L2 norm"], nb.STYLES["unit"]["color"])
+    (legend,) = plt.gcf().legends
+    assert [text.get_text() for text in legend.get_texts()] == CRITERIA
 
 
 def test_a_heat_map_is_the_table_with_texts(nb, figures):
@@ -583,50 +404,54 @@ def test_a_heat_map_is_the_table_with_texts(nb, figures):
 
 
 def test_scans_are_drawn_in_whole_points(nb, data, figures):
-    keys, asked = [*itertools.product(TITLES, nb.RULES)], []
+    asked = []
 
-    def scan(model, data, rule, sparsities):
-        asked.append((model, len(data.x_test), rule))
+    def scan(model, images, labels, sparsities):
+        assert images is data.x_val and labels is data.y_val
+        asked.append(model)
         return pd.DataFrame([[len(asked) - 1.4, 30.0]], [1], [0.5, 0.9])
 
-    networks = {title: [title] for title in TITLES}
+    networks = {title: [title, None] for title in TITLES}
     given = {"networks": networks, "datasets": dict.fromkeys(TITLES, data)}
     names = run_cell(nb, "scans = {", sensitivity=scan, **given)
-    held_out = len(nb.holdout(data).x_test)
-    assert asked == [(t, held_out, nb.RULES[rule]) for t, rule in keys]
-    assert [*names["scans"]] == keys
-    panels = zip(plt.gcf().axes, keys, strict=True)
-    for n, (ax, (title, rule)) in enumerate(panels):
-        assert ax.get_title() == f"points lost, {title}, by {rule}"
-        assert labels_of(ax) == ("sparsity (%)", "hidden layer")
+    assert asked == [*names["scans"]] == [*TITLES]
+    for n, (ax, title) in enumerate(zip(plt.gcf().axes, TITLES)):
+        assert ax.get_title() == title
+        assert ax.get_xlabel() == "sparsity (%)"
         assert [t.get_text() for t in ax.texts] == [str(n), "30"]
         assert ax.images[0].get_clim() == (0, 40)
 
 
 def test_tickets_are_drawn_as_they_are(nb, figures):
-    kinds = [(100, "ticket"), *itertools.product(nb.TICKET_SIZES, nb.STARTS)]
+    sizes = 3.6, 11, 33
+    kinds = [(100, "ticket"), *itertools.product(sizes[::-1], STARTS)]
 
     def search(data, seed):
-        rows = [(k, s, (k + len(s) + 2 * seed) / 200) for k, s in kinds]
+        assert data is mnist
+        rows = [(k, s, (k + len(s) + 2 * seed) / 2) for k, s in kinds]
         return pd.DataFrame(rows, columns=["kept", "start", "accuracy"])
 
-    mnist = SimpleNamespace(title="MNIST")
+    mnist = nb.load_dataset("digits")
     given = {"find_tickets": search, "SEEDS": (0, 1), "mnist": mnist}
     table = run_cell(nb, "tickets = ", **given)["tickets"]
     assert table.seed.tolist() == [0] * len(kinds) + [1] * len(kinds)
     ax = plt.gca()
     assert labels_of(ax) == ("weights kept (%)", "test accuracy (%)")
     *lines, dense = ax.lines
-    means = 100 * table.groupby(["start", "kept"]).accuracy.mean()
-    sizes = sorted(nb.TICKET_SIZES)
-    for line, start in zip(lines, nb.STARTS, strict=True):
+    means = table.groupby(["start", "kept"]).accuracy.mean()
+    names = {text.get_text(): text for text in ax.texts}
+    for line, start in zip(lines, STARTS, strict=True):
+        own = means[start]
         assert line.get_label() == start
-        assert line.get_xdata().tolist() == sizes
-        assert line.get_ydata() == pytest.approx(means[start][sizes])
-        assert line.get_color() == nb.STARTS[start]["color"]
-    assert dense.get_label() == "dense"
+        assert line.get_xdata().tolist() == own.index.tolist()
+        assert line.get_ydata() == pytest.approx(own.to_numpy())
+        assert same_color(line.get_color(), names[start].get_color())
+        assert names[start].get_position()[1] == pytest.approx(own[3.6])
+    assert len({line.get_color() for line in lines}) == 4
     assert dense.get_ydata() == pytest.approx([means["ticket"][100]] * 2)
-    assert ax.get_title() == "MNIST"
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["33", "11", "3.6"]
+    assert names["dense"].get_position()[0] == 100
+    assert ax.get_title() == mnist.title
+    ticks = [t.get_text() for t in ax.get_xticklabels()]
+    assert ticks == ["100", "33", "11", "3.6"]
     left, right = ax.get_xlim()
     assert left > right, "ever fewer weights to the right"

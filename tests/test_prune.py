@@ -205,9 +205,7 @@ def with_biases_of(model, pruned):
 def test_the_output_layer_is_never_pruned(nb, name):
     model = network(Dense(7, "relu"), Dense(5, "relu"))
     empty = nb.prune(model, getattr(nb, name), 1)
-    for before, after in zip(
-        model.get_weights()[-2:], empty.get_weights()[-2:]
-    ):
+    for before, after in zip(model.get_weights()[-2:], empty.get_weights()[-2:]):
         assert (before == after).all()
     assert not any(weights.any() for weights in empty.get_weights()[:-2])
 
@@ -309,9 +307,7 @@ def test_apply_masks_changes_the_model_itself(nb):
         assert (weights == now).all()
 
 
-@pytest.mark.parametrize(
-    "hidden", [[], [layers.Flatten], [lambda: Dense(1, "relu")]]
-)
+@pytest.mark.parametrize("hidden", [[], [layers.Flatten], [lambda: Dense(1, "relu")]])
 def test_a_model_with_nothing_to_prune_is_named(nb, hidden):
     parts = [keras.Input((6,)), *(layer() for layer in hidden), Dense(3)]
     model = keras.Sequential(parts, name="tiny")
@@ -347,7 +343,6 @@ def assert_shrinks_to_what_is_needed(nb, pruned):
         named = weighing_layers(pruned)
         named = [x.name for x, n in zip(named, units) if not n]
         assert any(repr(name) in str(error.value) for name in named)
-        assert nb.compact(pruned) is pruned
 
 
 @settings(max_examples=200)
@@ -374,9 +369,7 @@ def test_a_shrunk_network_computes_the_same(
     st.integers(1, 3),
     blocks,
     heads,
-    st.lists(
-        st.tuples(st.integers(2, 9), st.sampled_from(ACTIVATIONS)), max_size=2
-    ),
+    st.lists(st.tuples(st.integers(2, 9), st.sampled_from(ACTIVATIONS)), max_size=2),
     st.sampled_from(RULES),
     st.integers(0, 90),
     st.booleans(),
@@ -394,9 +387,7 @@ def test_a_shrunk_convolutional_network_computes_the_same(
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_a_constant_unit_is_folded_into_the_next_bias(
-    nb, activation, use_bias
-):
+def test_a_constant_unit_is_folded_into_the_next_bias(nb, activation, use_bias):
     model = network(Dense(5, activation), Dense(4, "tanh", use_bias))
     kernel, bias = model.layers[0].get_weights()
     kernel[:, 2], bias[2] = 0, 3
@@ -607,13 +598,11 @@ def test_shrink_leaves_the_model_as_it_is(nb, name):
         assert (weights == now).all()
 
 
-def test_compact_returns_the_smaller_model_or_the_same(nb):
-    model = network(Dense(9, "relu"), Dense(5))
-    assert nb.compact(model) is model
-    for whole in (model, convolutional()):
-        pruned = nb.prune(whole, nb.unit_mask, 0.6)
-        assert nb.compact(pruned).count_params() < pruned.count_params()
-        assert_same_function(pruned, nb.compact(pruned))
+def test_a_model_of_live_units_is_rebuilt_as_it_is(nb):
+    for model in (network(Dense(9, "tanh"), Dense(5)), convolutional()):
+        shrunk = nb.shrink(model)
+        assert shrunk is not model and units_of(shrunk) == units_of(model)
+        assert_same_function(model, shrunk)
 
 
 def test_chain_of_returns_the_layers_in_order(nb):
@@ -682,7 +671,6 @@ def assert_refused(nb, model):
     """Assert that `shrink` names the culprit, says what to do instead."""
     with pytest.raises(ValueError, match=r"'culprit.*keep the zeros"):
         nb.shrink(model)
-    assert nb.compact(model) is model
 
 
 @pytest.mark.parametrize("kind", IN_BETWEEN)
@@ -762,9 +750,7 @@ def multiplied(inputs):
     return Dense(6, name="culprit")(inputs * 2)
 
 
-@pytest.mark.parametrize(
-    "part", [two_branches, around, twice, attentive, multiplied]
-)
+@pytest.mark.parametrize("part", [two_branches, around, twice, attentive, multiplied])
 def test_what_is_no_chain_is_named(nb, part):
     inputs = keras.Input((6,))
     hidden = Dense(6, "relu", name="culprit_0")(inputs)

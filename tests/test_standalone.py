@@ -1,6 +1,5 @@
 """A lone copy of the notebook runs without any network, also in part."""
 
-import ast
 import contextlib
 import os
 import re
@@ -10,7 +9,6 @@ import threading
 
 import nbformat
 import pytest
-from conftest import defines
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from update_images import NOTEBOOK
@@ -78,15 +76,15 @@ def test_no_errors_and_no_stderr(outputs):
 
 
 def test_claims_about_the_real_data_are_not_judged(lines):
-    assert any(
-        line.startswith("not checked on a stand-in: ") for line in lines
-    )
+    unjudged = [x for x in lines if x.startswith("not checked without the real data")]
+    assert len(unjudged) >= 25
     assert not [x for x in lines if x.startswith("checked: ") and "MNIST" in x]
 
 
 def test_the_stand_in_is_named_wherever_mnist_is(lines):
     naming = [line for line in lines if "MNIST" in line]
-    assert naming and all("stand-in" in line for line in naming)
+    named = "stand-in", "not checked without the real data"
+    assert naming and all(any(n in line for n in named) for line in naming)
 
 
 def test_nothing_is_left_behind(client, folder):
@@ -97,7 +95,7 @@ def part(client, number):
     """Return [(index, cell)] of a part of the notebook."""
     found, current = [], 0
     for index, cell in enumerate(client.nb.cells):
-        if head := re.match(r"## (\d+)\.", cell.source):
+        if head := re.search(r"^## (\d+)\.", cell.source, re.MULTILINE):
             current = int(head[1])
         if cell.cell_type == "code" and current == number:
             found.append((index, cell))
@@ -112,7 +110,7 @@ def texts(cells):
     return lines, tables
 
 
-@pytest.mark.parametrize("number", [4, 5, 7, 9, 10])
+@pytest.mark.parametrize("number", [5, 6, 7, 9, 11])
 def test_a_part_that_runs_again_says_the_same(client, number):
     cells = part(client, number)
     before = texts(cells)
@@ -121,27 +119,11 @@ def test_a_part_that_runs_again_says_the_same(client, number):
     assert all(before) and texts(cells) == before
 
 
-def test_later_parts_need_no_more_than_functions_and_parts_2_to_4(
-    client, offline
-):
-    alone = 10, 9, 8, 7, 5
-    with offline() as other:
-        first = {index for n in (2, 3, 4) for index, _ in part(other, n)}
-        for index, cell in enumerate(other.nb.cells):
-            code = ast.parse(cell.source if cell.cell_type == "code" else "")
-            if index in first or all(map(defines, code.body)):
-                other.execute_cell(cell, index)
-        for number in alone:
-            for index, cell in part(other, number):
-                other.execute_cell(cell, index)
-            assert texts(part(other, number)) == texts(part(client, number))
-
-
 def test_a_training_that_was_interrupted_can_be_run_again(client, offline):
-    expected = texts(part(client, 2))
+    expected = texts(part(client, 3))
     with offline() as other:
-        cells = part(other, 2)
-        for index, cell in cells:
+        cells = part(other, 3)
+        for index, cell in part(other, 1) + part(other, 2) + cells:
             if "networks = {" in cell.source:
                 interrupt = os.kill, (other.km.provisioner.pid, signal.SIGINT)
                 threading.Timer(2, *interrupt).start()

@@ -1,10 +1,9 @@
 """Training, measuring and sweeping, on the stand-in for MNIST."""
 
-import dataclasses
-import gzip
 import itertools
+import re
 import statistics
-from copy import deepcopy
+import zipfile
 from types import SimpleNamespace
 
 import keras
@@ -13,6 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cell
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from matplotlib.colors import same_color
 from scipy.sparse import csr_matrix
 
 EPOCHS = 4
@@ -50,21 +53,20 @@ def results(nb, data, trained):
 def seeds(results):
     """Return sweeps of two seeds, the second half as accurate."""
     other = results.assign(accuracy=results.accuracy / 2)
-    return pd.concat([results, other], keys=[0, 1])
+    return pd.concat([results, other], keys=[0, 1], names=["seed"])
 
 
 @pytest.fixture
-def ledger(nb, monkeypatch):
-    """Return a ledger in which part "One" has begun."""
-    monkeypatch.setattr(nb, "LEDGER", {})
-    nb.begin("One")
-    return nb.LEDGER
+def claims(nb, monkeypatch):
+    """Return a list of claims of its own, still empty."""
+    monkeypatch.setattr(nb, "CLAIMS", [])
+    return nb.CLAIMS
 
 
 @pytest.fixture
-def judged(nb, ledger, monkeypatch):
+def judged(nb, monkeypatch):
     """Let every check of a cell pass: its results are made up."""
-    monkeypatch.setattr(nb, "check", lambda claim, holds: None)
+    monkeypatch.setattr(nb, "check", lambda claim, holds, needs="": None)
 
 
 def same_weights(model, other):
@@ -73,55 +75,39 @@ def same_weights(model, other):
     return all(np.array_equal(one, two) for one, two in pairs)
 
 
-def measured_by_keras(model, data):
-    """Return loss and accuracy on the test rows, computed by Keras alone."""
+def measured_by_keras(model, images, labels):
+    """Return loss and accuracy, computed by Keras alone."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     copy.compile(loss=loss, metrics=["accuracy"])
-    return copy.evaluate(data.x_test, data.y_test, verbose=0)
+    return copy.evaluate(images, labels, verbose=0)
 
 
-def measured_by_numpy(model, data):
-    """Return loss and accuracy on the test rows, computed by NumPy alone."""
-    *hidden, last = model.get_weights()
-    values = data.x_test.reshape(len(data.x_test), -1) / 255
-    for kernel in hidden:
-        values = np.maximum(values @ kernel, 0)
-    logits = values @ last
-    right = np.take_along_axis(logits, data.y_test[:, None], axis=1)[:, 0]
+def puts_out(weights, images):
+    """Return what each layer puts out, by NumPy alone."""
+    values = [images.reshape(len(images), -1) / 255]
+    for kernel in weights[:-1]:
+        values.append(np.maximum(values[-1] @ kernel, 0))
+    return [*values[1:], values[-1] @ weights[-1]]
+
+
+def measured_by_numpy(model, images, labels):
+    """Return loss and accuracy, computed by NumPy alone."""
+    logits = puts_out(model.get_weights(), images)[-1]
+    right = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     loss = np.mean(np.logaddexp.reduce(logits, axis=1) - right)
-    return loss, np.mean(logits.argmax(axis=1) == data.y_test)
-
-
-def trained_alone(nb, model, data, epochs, seed):
-    """Return a copy of a model that was compiled and trained by itself."""
-    rows, copy = nb.holdout(data), keras.models.clone_model(model)
-    for variable, start in zip(copy.variables, model.variables, strict=True):
-        variable.assign(start)
-    for layer in copy.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()
-    steps = epochs * -(-len(rows.x_train) // nb.BATCH_SIZE)
-    learner, _ = nb.learner_for.__wrapped__(model.to_json(), 0.0)
-    warmup = {"warmup_steps": steps // 6, "warmup_target": nb.LEARNING_RATE}
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 6, **warmup
-    )
-    settings = learner.optimizer.get_config()
-    optimizer = keras.optimizers.SGD.from_config(
-        {**settings, "learning_rate": schedule}
-    )
-    copy.compile(optimizer, nb.LOSS, jit_compile=False)
-    keras.utils.set_random_seed(seed)
-    options = {"batch_size": nb.BATCH_SIZE, "epochs": epochs, "verbose": 0}
-    copy.fit(rows.x_train, rows.y_train, **options)
-    return copy
+    return loss, np.mean(logits.argmax(axis=1) == labels)
 
 
 def lines_of(ax):
-    """Return {label: (x, y)} of the lines of a plot."""
-    return {line.get_label(): line.get_data() for line in ax.get_lines()}
+    """Return {label: line} of the lines of a plot."""
+    return {line.get_label(): line for line in ax.get_lines()}
+
+
+def numbers_in(text):
+    """Return the numbers in a text."""
+    return [float(n) for n in re.findall(r"\d+(?:\.\d+)?", text)]
 
 
 # networks
@@ -137,10 +123,7 @@ def test_the_network_has_no_biases_and_ends_in_logits(nb, model):
     assert shapes == [(784, 12), (12, 8), (8, 10)]
     assert model.layers[-1].name == "logits"
     images = np.full((2, 28, 28), 255, "uint8")
-    hidden = np.ones((2, 784))
-    for kernel in model.get_weights()[:-1]:
-        hidden = np.maximum(hidden @ kernel, 0)
-    logits = hidden @ model.get_weights()[-1]
+    logits = puts_out(model.get_weights(), images)[-1]
     np.testing.assert_allclose(model(images), logits, atol=1e-5)
 
 
@@ -161,31 +144,66 @@ def test_the_network_drops_inputs_in_training_only(nb, dropout):
     assert np.array_equal(whole, dropped) == (not dropout)
 
 
-@pytest.mark.parametrize(("dropout", "names"), [(0, ""), (0.1, "drop ")])
-def test_networks_of_equal_architecture_have_equal_names(nb, dropout, names):
-    one, other = (nb.build_mlp((12, 8), s, dropout=dropout) for s in (0, 1))
-    assert one.to_json() == other.to_json()
-    names = f"scaled flat {names}hidden_1 hidden_2 logits"
-    assert [layer.name for layer in one.layers] == names.split()
-
-
 # training
 
 
-def test_the_last_twelfth_is_held_out(nb, data):
-    rows, total = nb.holdout(data), len(data.x_train)
-    held_out = round(total / 12)
-    assert len(rows.x_train) == len(rows.y_train) == total - held_out
-    assert (rows.x_train == data.x_train[:-held_out]).all()
-    assert (rows.y_train == data.y_train[:-held_out]).all()
-    assert (rows.x_test == data.x_train[-held_out:]).all()
-    assert (rows.y_test == data.y_train[-held_out:]).all()
-    assert rows.title == data.title
+def rate_after(step, steps, highest):
+    """Return the learning rate of a step: a line up, then half a cosine."""
+    warmup = max(1, steps // 6)
+    if step < warmup:
+        return highest * step / warmup
+    done = (step - warmup) / (steps - warmup)
+    return highest * (1 + np.cos(np.pi * done)) / 2
+
+
+def trained_by_numpy(model, images, labels, steps, highest):
+    """Return weights after steps of Nesterov's momentum on all rows."""
+    weights = [w.astype(float) for w in model.get_weights()]
+    speeds = [np.zeros(w.shape) for w in weights]
+    for step in range(steps):
+        values = [images.reshape(len(images), -1) / 255, *puts_out(weights, images)]
+        likely = np.exp(values[-1]) / np.exp(values[-1]).sum(axis=1)[:, None]
+        slope, slopes = (likely - np.eye(10)[labels]) / len(labels), []
+        for seen, kernel in zip(values[-2::-1], weights[::-1]):
+            slopes.insert(0, seen.T @ slope)
+            slope = (slope @ kernel.T) * (seen > 0)
+        norm = np.sqrt(sum(np.sum(s**2) for s in slopes))
+        rate = rate_after(step, steps, highest) / max(1, norm)
+        speeds = [0.9 * v - rate * s for v, s in zip(speeds, slopes)]
+        weights = [w + 0.9 * v - rate * s for w, v, s in zip(weights, speeds, slopes)]
+    return weights
+
+
+@pytest.mark.parametrize("steps", [3, 30])
+def test_training_is_momentum_along_a_cosine(nb, data, model, monkeypatch, steps):
+    few = data._replace(x_train=data.x_train[:60], y_train=data.y_train[:60])
+    monkeypatch.setattr(nb, "BATCH_SIZE", 60)
+    start = nb.copy_of(model)
+    start.set_weights([3 * weights for weights in model.get_weights()])
+    rows = few.x_train, few.y_train, steps, nb.LEARNING_RATE
+    expected = trained_by_numpy(start, *rows)
+    found = nb.train(start, few, steps, seed=0).get_weights()
+    for weights, own, before in zip(found, expected, start.get_weights()):
+        assert weights == pytest.approx(own, abs=1e-4)
+        assert np.abs(weights - before).max() > 0.02
 
 
 def test_training_teaches(nb, data, model, trained):
-    before = nb.evaluate(model, data)["accuracy"]
-    assert nb.evaluate(trained, data)["accuracy"] > before + 0.2
+    before, after = (
+        nb.evaluate(m, data.x_test, data.y_test)["accuracy"] for m in (model, trained)
+    )
+    assert after > before + 0.2
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 1189])
+def test_the_steps_are_those_that_training_takes(nb, data, model, rows):
+    few = data._replace(x_train=data.x_train[:rows], y_train=data.y_train[:rows])
+    counted = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: steps.append(int(counted.model.optimizer.iterations))
+    )
+    steps = []
+    nb.train(model, few, 2, seed=0, callbacks=[counted])
+    assert steps == [nb.steps_of(few, 2)]
 
 
 def frozen(nb):
@@ -195,31 +213,63 @@ def frozen(nb):
     return model
 
 
+def normalized(nb):
+    """Return a network behind a normalization adapted to images."""
+    keras.utils.set_random_seed(0)
+    parts = [
+        keras.Input((28, 28), name="images"),
+        keras.layers.Normalization(axis=None, name="scaled"),
+        keras.layers.Flatten(name="flat"),
+        keras.layers.Dense(10, name="logits"),
+    ]
+    parts[1].adapt(nb.stand_in("digits")[0].astype("float32"))
+    return keras.Sequential(parts, name="normalized")
+
+
 NETWORKS = {
     "plain": lambda nb: nb.build_mlp((12, 8), seed=0),
     "L1": lambda nb: nb.build_mlp((12,), 0, keras.regularizers.L1(1e-3)),
     "dropout": lambda nb: nb.build_mlp((12, 8), seed=0, dropout=0.3),
     "convolutional": lambda nb: nb.build_cnn((4,), 8),
     "frozen": frozen,
+    "normalized": normalized,
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_learner_trains_as_the_model_itself_would(nb, data, name):
-    model = NETWORKS[name](nb)
-    expected = trained_alone(nb, model, data, 2, seed=1)
-    for _ in range(2):
-        assert same_weights(nb.train(model, data, 2, seed=1), expected)
+def test_any_network_is_trained_as_by_keras_alone(nb, data, name):
+    model, epochs = NETWORKS[name](nb), 2
+    trained = nb.train(model, data, epochs, seed=1)
+    copy = keras.models.clone_model(model)
+    for variable, start in zip(copy.variables, model.variables, strict=True):
+        variable.assign(start)
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    steps = epochs * -(-len(data.x_train) // nb.BATCH_SIZE)
+
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            rates = [rate_after(s, steps, nb.LEARNING_RATE) for s in range(steps)]
+            return keras.ops.take(keras.ops.cast(rates, "float32"), step)
+
+    options = {"momentum": 0.9, "nesterov": True, "global_clipnorm": 1}
+    copy.compile(keras.optimizers.SGD(Rate(), **options), nb.LOSS, jit_compile=False)
+    keras.utils.set_random_seed(1)
+    options = {"batch_size": nb.BATCH_SIZE, "epochs": epochs, "verbose": 0}
+    copy.fit(data.x_train, data.y_train, **options)
+    for found, expected in zip(trained.get_weights(), copy.get_weights(), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def pruned(nb, data, model):
     """Prune while training."""
-    nb.prune_in_training(model, data, nb.unit_mask, 0.9, EPOCHS, seed=1)
+    nb.prune_in_training(model, data, "unit", 0.9, EPOCHS, seed=1)
 
 
 def fine_tuned(nb, data, model):
     """Train what another rule has pruned."""
-    nb.fine_tune(nb.prune(model, nb.weight_mask, 0.5), data, EPOCHS, seed=1)
+    nb.fine_tune(nb.prune(model, "weight", 0.5), data, EPOCHS, seed=1)
 
 
 def stopped(nb, data, model):
@@ -231,7 +281,7 @@ def stopped(nb, data, model):
 
 def broken_off(nb, data, model, error=KeyboardInterrupt):
     """Break off a training under masks."""
-    pruner = nb.Pruner(nb.unit_mask, nb.ConstantSparsity(0.9, 0))
+    pruner = nb.Pruner("unit", nb.constant_sparsity(0.9))
     with pytest.raises(error, match="enough"):
         nb.train(model, data, EPOCHS, 1, [pruner, Stop(error("enough"))])
 
@@ -241,20 +291,13 @@ def failed(nb, data, model):
     broken_off(nb, data, model, ValueError)
 
 
-def other_architecture(nb, data, model):
-    """Train another network."""
-    nb.train(nb.build_mlp((8, 12), seed=1), data, EPOCHS, seed=1)
+def others(nb, data, model):
+    """Train another network, and one from other weights with another seed."""
+    for other in nb.build_mlp((8, 12)), nb.build_mlp((12, 8), 1, dropout=0.3):
+        nb.train(other, data, EPOCHS, seed=1)
 
 
-def other_seed(nb, data, model):
-    """Train from other weights with another seed."""
-    other = nb.build_mlp((12, 8), seed=1, dropout=0.3)
-    assert other.to_json() == model.to_json()
-    nb.train(other, data, EPOCHS, seed=1)
-
-
-BETWEEN = (pruned, fine_tuned, stopped, broken_off, failed)
-BETWEEN += (other_architecture, other_seed)
+BETWEEN = (pruned, fine_tuned, stopped, broken_off, failed, others)
 
 
 @pytest.mark.parametrize("between", BETWEEN, ids=lambda f: f.__name__)
@@ -284,38 +327,6 @@ def test_a_changed_learning_rate_counts(nb, data, model, monkeypatch):
     assert same_weights(nb.train(model, data, 1, seed=0), model)
 
 
-def test_networks_of_one_architecture_share_a_learner(nb, data):
-    nb.learner_for.cache_clear()
-    for seed in (0, 1):
-        nb.train(nb.build_mlp((12, 8), seed), data, EPOCHS, seed)
-    assert nb.learner_for.cache_info().currsize == 1
-    nb.train(nb.build_mlp((8, 12)), data, EPOCHS, seed=0)
-    assert nb.learner_for.cache_info().currsize == 2
-
-
-def normalized(images):
-    """Return a network behind a normalization adapted to images."""
-    keras.utils.set_random_seed(0)
-    parts = [
-        keras.Input((28, 28), name="images"),
-        keras.layers.Normalization(axis=None, name="scaled"),
-        keras.layers.Flatten(name="flat"),
-        keras.layers.Dense(10, name="logits"),
-    ]
-    parts[1].adapt(images)
-    return keras.Sequential(parts, name="normalized")
-
-
-def test_networks_that_share_a_learner_keep_their_normalization(nb, data):
-    nb.learner_for.cache_clear()
-    images = data.x_train.astype("float32")
-    networks = [normalized(images * factor) for factor in (1, 3, 1)]
-    for network in networks:
-        expected = trained_alone(nb, network, data, EPOCHS, seed=1)
-        assert same_weights(nb.train(network, data, EPOCHS, 1), expected)
-    assert nb.learner_for.cache_info().currsize == 1
-
-
 @pytest.mark.parametrize("dropout", [0, 0.3])
 def test_another_seed_trains_other_weights(nb, data, dropout):
     model = nb.build_mlp((12, 8), seed=0, dropout=dropout)
@@ -323,17 +334,10 @@ def test_another_seed_trains_other_weights(nb, data, dropout):
     assert not same_weights(one, other)
 
 
-def test_validation_and_test_rows_are_never_trained_on(
-    nb, data, model, trained
-):
-    held_out = round(len(data.x_train) / 12)
-    x_train, y_train = data.x_train.copy(), data.y_train.copy()
-    x_train[-held_out:] = 255 - x_train[-held_out:]
-    y_train[-held_out:] = 9 - y_train[-held_out:]
-    poisoned = dataclasses.replace(
-        data,
-        x_train=x_train,
-        y_train=y_train,
+def test_validation_and_test_rows_are_never_trained_on(nb, data, model, trained):
+    poisoned = data._replace(
+        x_val=255 - data.x_val,
+        y_val=9 - data.y_val,
         x_test=255 - data.x_test,
         y_test=9 - data.y_test,
     )
@@ -351,55 +355,178 @@ def test_callbacks_are_called_and_nothing_is_printed(nb, data, model, capsys):
 
 def test_several_networks_are_trained_from_their_seeds(nb, data, capsys):
     models = nb.train_several(data, (12, 8), 2, seeds=(0, 3))
-    output, accuracies = capsys.readouterr().out, []
-    for model, seed in zip(models, (0, 3), strict=True):
+    lines = capsys.readouterr().out.splitlines()
+    for model, seed, line in zip(models, (0, 3), lines, strict=True):
         alone = nb.train(nb.build_mlp((12, 8), seed), data, 2, seed)
         assert same_weights(model, alone)
-        accuracies.append(measured_by_numpy(model, nb.holdout(data))[1])
-    found = f"2 trained, validation accuracy {np.mean(accuracies):.1%}"
-    assert output == f"{data.title}: {found}\n"
+        accuracy = measured_by_numpy(model, data.x_val, data.y_val)[1]
+        assert line.startswith(f"{data.title}, seed {seed}: {accuracy:.1%}")
+
+
+def test_dense_networks_are_tabled_by_data_set(nb, data, trained, model):
+    halves = [
+        data._replace(x_test=data.x_test[i::2], y_test=data.y_test[i::2])
+        for i in (0, 1)
+    ]
+    sets = dict(zip(("one", "other"), halves))
+    networks = {"one": [model, trained], "other": [trained]}
+    table = run_cell(nb, "baseline = ", networks=networks, datasets=sets)["baseline"]
+    assert table.index.tolist() == ["one", "other"]
+    for title, own in networks.items():
+        labels = sets[title].y_test
+        both = [measured_by_numpy(m, sets[title].x_test, labels) for m in own]
+        losses, right = zip(*both)
+        found = table.loc[title]
+        expected = [statistics.mean(right), min(right), max(right)]
+        assert found["accuracy"].tolist() == pytest.approx(expected)
+        assert found["loss", "mean"] == pytest.approx(statistics.mean(losses), 1e-4)
+        commonest = max((labels == label).mean() for label in range(10))
+        assert found["always one class", ""] == pytest.approx(commonest)
 
 
 # measuring
 
 
 def test_evaluate_agrees_with_keras(nb, data, trained):
-    model = nb.prune(trained, nb.weight_mask, 0.9)
-    loss, accuracy = measured_by_keras(model, data)
-    weights = itertools.chain(*(w.flat for w in model.get_weights()))
-    assert nb.evaluate(model, data) == {
-        "accuracy": pytest.approx(accuracy, abs=1e-5),
-        "loss": pytest.approx(loss, abs=1e-5),
-        "parameters": sum(weight != 0 for weight in weights),
-    }
+    model = nb.prune(trained, "weight", 0.9)
+    for rows in (data.x_test, data.y_test), (data.x_val, data.y_val):
+        loss, accuracy = measured_by_keras(model, *rows)
+        assert nb.evaluate(model, *rows) == {
+            "accuracy": pytest.approx(accuracy, abs=1e-5),
+            "loss": pytest.approx(loss, abs=1e-5),
+        }
 
 
 def test_evaluate_survives_huge_logits(nb, data, trained):
-    model = nb.copy_of(trained)
+    model, rows = nb.copy_of(trained), (data.x_test, data.y_test)
     model.set_weights([100 * weights for weights in trained.get_weights()])
-    before, measures = nb.evaluate(trained, data), nb.evaluate(model, data)
+    before, measures = nb.evaluate(trained, *rows), nb.evaluate(model, *rows)
     assert measures["accuracy"] == before["accuracy"]
     assert np.isfinite(measures["loss"])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 10, 500])
 def test_logits_do_not_depend_on_the_batches(nb, data, trained, rows):
-    few = {"x_test": data.x_test[:10], "y_test": data.y_test[:10]}
-    few = dataclasses.replace(data, **few)
-    logits, sizes = nb.logits_of(trained, few.x_test, rows), []
-    np.testing.assert_allclose(logits, trained(few.x_test), atol=1e-5)
+    images, labels, sizes = data.x_test[:10], data.y_test[:10], []
+    logits = nb.logits_of(trained, images, rows)
+    np.testing.assert_allclose(logits, trained(images), atol=1e-5)
 
-    def watched(images, training):
-        sizes.append(len(images))
-        return trained(images, training=training)
+    def watched(batch, training):
+        sizes.append(len(batch))
+        return trained(batch, training=training)
 
-    measures = nb.evaluate(trained, few, watched, rows)
-    assert measures == pytest.approx(nb.evaluate(trained, few))
-    assert nb.disagreement(watched, trained, few, rows) <= 1e-5
+    measures = nb.evaluate(watched, images, labels, rows)
+    assert measures == pytest.approx(nb.evaluate(trained, images, labels))
+    assert nb.disagreement(watched, trained, images, rows) <= 1e-5
     assert sum(sizes) == 20 and max(sizes) <= rows
 
 
+def test_disagreement_is_the_largest_difference_as_a_share(nb):
+    logits = np.array([[1.0, -8], [2, 3], [0, 4]])
+    other = np.array([[1.0, -8], [2, 5], [0, 3]])
+    model, second = (
+        lambda rows, training, own=own: own[rows] for own in (logits, other)
+    )
+    for rows in (1, 2, 3):
+        assert nb.disagreement(model, second, np.arange(3), rows) == 2 / 8
+        assert nb.disagreement(second, model, np.arange(3), rows) == 2 / 8
+        assert nb.disagreement(model, model, np.arange(3), rows) == 0
+
+
 # sweeping
+
+
+def weights_on_a_path(kernels):
+    """Return how many weights are on some path of weights through all layers."""
+    places, used = (
+        [range(len(kernels[0])), *(range(k.shape[1]) for k in kernels)],
+        set(),
+    )
+    for path in itertools.product(*places):
+        steps = [(n, *step) for n, step in enumerate(itertools.pairwise(path))]
+        if all(kernels[n][i, j] for n, i, j in steps):
+            used.update(steps)
+    return len(used)
+
+
+VALUES = st.sampled_from([0, 0, -1, 0.5])
+SIZES = st.lists(st.integers(1, 4), min_size=3, max_size=5)
+SHAPES = SIZES.map(lambda sizes: [*itertools.pairwise(sizes)])
+CHAINED = SHAPES.flatmap(
+    lambda shapes: st.tuples(*(arrays(float, s, elements=VALUES) for s in shapes))
+)
+
+
+def chain(kernels):
+    """Return a chain of Dense layers, without biases, of given kernels."""
+    layers = [keras.Input((len(kernels[0]),))]
+    layers += [keras.layers.Dense(k.shape[1], use_bias=False) for k in kernels]
+    model = keras.Sequential(layers)
+    model.set_weights(kernels)
+    return model
+
+
+@settings(max_examples=60)
+@given(CHAINED)
+def test_parameters_left_are_those_on_a_path_from_input_to_output(nb, kernels):
+    model = chain(kernels)
+    assert nb.parameters_left(model) == weights_on_a_path(kernels)
+    for weights, kernel in zip(model.get_weights(), kernels):
+        assert (weights == kernel).all()
+
+
+@pytest.mark.parametrize("sparsities", [(0, 0), (0.5, 0.25), (0.4, 0.8)])
+def test_parameters_left_are_those_of_the_shrunk_network(nb, model, sparsities):
+    masks = map(nb.unit_mask, model.get_weights(), sparsities)
+    pruned = nb.masked(model, [*masks])
+    assert nb.parameters_left(pruned) == nb.shrink(pruned).count_params()
+
+
+def with_biases():
+    """Return a chain with biases, which a unit without weights still has."""
+    layers = keras.layers.Dense(3), keras.layers.Dense(3)
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+def on_a_sequence():
+    """Return a chain in which two rows of units are one row for the next layer."""
+    layers = [keras.layers.Dense(n, use_bias=False) for n in (3, 2)]
+    source = keras.Input((2, 4))
+    return keras.Sequential([source, layers[0], keras.layers.Flatten(), layers[1]])
+
+
+def with_a_branch():
+    """Return a network in which two layers of one size stand side by side."""
+    source = keras.Input((3,))
+    one, other = (keras.layers.Dense(3, use_bias=False)(source) for _ in "ab")
+    return keras.Model(source, keras.layers.Add()([one, other]))
+
+
+def convolutions():
+    """Return two convolutions, in which a filter's kernel has four axes."""
+    options = {"use_bias": False, "padding": "same"}
+    layers = [keras.layers.Conv2D(3, 3, **options) for _ in "ab"]
+    return keras.Sequential([keras.Input((5, 5, 3)), *layers])
+
+
+def in_eight_bits():
+    """Return a chain with a scale beside each kernel."""
+    model = chain([np.ones((3, 3)), np.ones((3, 3))])
+    for layer in model.layers:
+        layer.quantize("int8")
+    return model
+
+
+OTHERS = (with_biases, on_a_sequence, with_a_branch, convolutions, in_eight_bits)
+
+
+@pytest.mark.parametrize("build", OTHERS, ids=lambda build: build.__name__)
+def test_elsewhere_parameters_left_are_those_that_are_not_zero(nb, build):
+    model = build()
+    weights = [np.ones(w.shape, w.dtype) for w in model.get_weights()]
+    weights[0][..., 0] = 0
+    model.set_weights(weights)
+    assert nb.parameters_left(model) == sum(int(w.sum()) for w in weights)
 
 
 def test_a_sweep_is_tidy(results, nb):
@@ -414,9 +541,22 @@ def test_a_sweep_is_tidy(results, nb):
 def test_a_sweep_equals_the_slow_way(nb, data, trained, results):
     for row in results.itertuples():
         pruned = nb.prune(trained, nb.RULES[row.rule], row.sparsity)
-        loss, accuracy = measured_by_numpy(pruned, data)
+        loss, accuracy = measured_by_numpy(pruned, data.x_test, data.y_test)
         assert row.accuracy == pytest.approx(accuracy, abs=1e-5)
         assert row.loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_sweep_applies_the_rules_it_is_given(nb, data, trained, results):
+    swapped = {"a": nb.unit_mask, "b": nb.weight_mask, "c": nb.Globally(np.abs)}
+    found = nb.sweep(trained, data, swapped, (0.8, 0.5)).set_index(["rule", "sparsity"])
+    assert found.index.tolist() == [*itertools.product("abc", (0.8, 0.5))]
+    expected = results.set_index(["rule", "sparsity"])
+    for own, rule in ("a", "unit"), ("b", "weight"):
+        for sparsity in (0.8, 0.5):
+            assert found.loc[own, sparsity].equals(expected.loc[rule, sparsity])
+    together = nb.prune(trained, swapped["c"], 0.8)
+    accuracy = measured_by_numpy(together, data.x_test, data.y_test)[1]
+    assert found.accuracy["c", 0.8] == pytest.approx(accuracy)
 
 
 def test_a_sweep_counts_the_parameters_left(results, trained):
@@ -426,7 +566,7 @@ def test_a_sweep_counts_the_parameters_left(results, trained):
     assert left["unit", 0.5] == 784 * 6 + 6 * 4 + 4 * 10
     assert left["unit", 0.9] == 784 * 1 + 1 * 1 + 1 * 10
     assert left["weight", 0.5] <= 784 * 6 + 6 * 8 + 8 * 10
-    assert left["weight", 1] == left["unit", 1] == 8 * 10
+    assert left["weight", 1] == left["unit", 1] == 0
 
 
 def test_without_any_weights_all_images_get_one_answer(results, data):
@@ -442,15 +582,46 @@ def test_a_sweep_leaves_the_model_as_it_is(nb, data, trained):
     assert same_weights(trained, copy)
 
 
+def test_sweeps_are_tabled_as_means_over_seeds(nb, data, model, trained):
+    names = run_cell(
+        nb,
+        "by_sparsity = ",
+        datasets={"One": data},
+        networks={"One": [model, trained]},
+        SEEDS=(5, 7),
+        SPARSITIES=(0, 0.5),
+    )
+    both = [nb.sweep(own, data, nb.RULES, (0, 0.5)) for own in (model, trained)]
+    found, table = names["sweeps"]["One"], names["by_sparsity"]
+    assert found.index.get_level_values("seed").tolist() == [5] * 4 + [7] * 4
+    for seed, own in zip((5, 7), both):
+        assert found.loc[seed].equals(own)
+    for row, other in zip(*(own.itertuples() for own in both)):
+        for column in ("accuracy", "loss"):
+            mean = (getattr(row, column) + getattr(other, column)) / 2
+            place = table[column]["One", row.rule]
+            assert place[row.sparsity] == pytest.approx(mean)
+
+
 @pytest.mark.parametrize("rule", ["weight", "unit"])
-def test_points_lost_are_a_mean_over_seeds(nb, seeds, rule):
+def test_points_lost_are_a_mean_over_seeds(nb, seeds, judged, rule):
     both = {"One": seeds.assign(accuracy=0.5), "Two": seeds}
-    costs = run_cell(nb, "points_lost = ", sweeps=both)[f"{rule}s_cost"]
+    table = pd.concat(both, names=["data"])
+    table = table.pivot_table(["accuracy", "loss"], "sparsity", ["data", "rule"])
+    names = run_cell(
+        nb,
+        "points_lost = ",
+        by_sparsity=table,
+        baseline=pd.DataFrame({("accuracy", "mean"): [0.5, 0.5]}),
+        mnist=SimpleNamespace(title="One"),
+        fashion=SimpleNamespace(title="Two"),
+    )
+    costs = names[f"{rule}s_cost"]
     rows = [row for row in seeds.itertuples() if row.rule == rule]
-    own = {s: [r.accuracy for r in rows if r.sparsity == s] for s in (0, 0.9)}
-    lost = 100 * (statistics.mean(own[0]) - statistics.mean(own[0.9]))
-    assert len(own[0]) == len(own[0.9]) == 2
-    assert costs.loc[0.9].tolist() == [0, pytest.approx(lost)]
+    own = {s: [r.accuracy for r in rows if r.sparsity == s] for s in (0, 0.8)}
+    lost = 100 * (statistics.mean(own[0]) - statistics.mean(own[0.8]))
+    assert len(own[0]) == len(own[0.8]) == 2
+    assert costs.loc[0.8].tolist() == [0, pytest.approx(lost)]
     assert costs.loc[0].tolist() == [0, 0]
 
 
@@ -461,63 +632,26 @@ def test_the_norm_removed_and_the_norm_left_make_the_whole(nb, trained, rule):
     for sparsity in SPARSITIES:
         pruned = nb.prune(trained, nb.RULES[rule], sparsity)
         left = sum(np.sum(kernel**2) for kernel in pruned.get_weights()[:-1])
-        gone = nb.removed_norm(trained, nb.RULES[rule], sparsity)
+        gone = nb.removed_norm(trained, rule, sparsity)
         assert gone == pytest.approx(1 - left / whole, abs=1e-5)
 
 
-@pytest.mark.parametrize("strong", [None, (3, 5)])
-def test_the_weights_kept_are_counted_by_pixel(
-    nb, model, figures, judged, strong
-):
-    kernel = np.abs(model.get_weights()[0])
-    if strong:
-        kernel = np.full((784, 12), 0.1)
-        kernel[28 * strong[0] + strong[1]] = -1
-    model.set_weights([kernel, *model.get_weights()[1:]])
-    networks = {"One": [model], "Two": [nb.copy_of(model), None]}
-    one = SimpleNamespace(title="One")
-    names = run_cell(nb, "pixel row", networks=networks, mnist=one)
-    expected = np.zeros((28, 28), int)
-    ranked = np.argsort(np.abs(kernel), axis=None, kind="stable")
-    for place in ranked[round(0.97 * kernel.size) :]:
-        expected[divmod(place // 12, 28)] += 1
-    assert not strong or expected[strong] == 12
-    pictures = [ax for ax in plt.gcf().axes if ax.get_title()]
-    for ax, title in zip(pictures, networks, strict=True):
-        assert (names["kept_97"][title] == expected).all()
-        assert ax.get_title() == title
-        assert (ax.images[0].get_array() == expected).all()
-        assert ax.get_xlabel() == "pixel column"
-        assert ax.get_ylabel() == "pixel row"
-
-
-def test_moves_are_medians_in_typical_initial_weights(nb, model, trained):
-    pairs = zip(trained.get_weights(), model.get_weights(), strict=True)
-    for after, before in list(pairs)[:-1]:
-        found = nb.moves(after, before)
+def test_moves_are_medians_in_typical_initial_weights(nb, data):
+    sizes = {"HIDDEN_UNITS": (12, 8, 6, 5)}
+    start = nb.build_mlp((12, 8, 6, 5), nb.SEEDS[0])
+    networks = {"One": [nb.train(start, data, 1, 0), None], "Two": [start]}
+    moved = run_cell(nb, "moved.round", networks=networks, **sizes)["moved"]
+    assert moved.columns.tolist() == [1, 2, 3, 4]
+    pairs = zip(networks["One"][0].get_weights(), start.get_weights())
+    for layer, (after, before) in zip(moved, pairs):
         after, before = after.ravel().tolist(), before.ravel().tolist()
         typical = statistics.mean(weight**2 for weight in before) ** 0.5
-        moved = [abs(a - b) / typical for a, b in zip(after, before)]
+        far = [abs(a - b) / typical for a, b in zip(after, before)]
         ranked = sorted(range(len(after)), key=lambda i: abs(after[i]))
-        largest = [moved[i] for i in ranked[round(0.97 * len(after)) :]]
-        assert found == {
-            "all": pytest.approx(statistics.median(moved), 1e-4),
-            "largest 3 %": pytest.approx(statistics.median(largest), 1e-4),
-        }
-
-
-def test_what_was_not_trained_has_not_moved(nb, model):
-    for kernel in model.get_weights():
-        assert set(nb.moves(kernel, kernel.copy()).values()) == {0}
-
-
-def test_moves_are_tabled_by_kernel(nb, model, trained, judged):
-    names = run_cell(
-        nb, "moved.round", networks={"One": [trained]}, HIDDEN_UNITS=(12, 8)
-    )
-    pairs = list(zip(trained.get_weights(), model.get_weights()))
-    expected = [nb.moves(*pair) for pair in pairs[:-1]]
-    assert names["moved"]["One"].to_dict("records") == expected
+        largest = [far[i] for i in ranked[round(0.97 * len(after)) :]]
+        expected = statistics.median(far), statistics.median(largest)
+        assert moved.loc["One"][layer].tolist() == pytest.approx(expected, 1e-4)
+    assert len(moved) == 4 and not moved.loc["Two"].any(axis=None)
 
 
 # speed
@@ -552,16 +686,19 @@ def test_flops_count_padding_and_zeros_like_other_numbers(nb):
     layer = keras.layers.Conv2D(4, 3, padding="same")
     model = keras.Sequential([keras.Input((6, 5, 2)), layer])
     assert nb.flops(model) == 2 * (3 * 3 * 2 * 4) * (6 * 5)
-    mlp = nb.prune(nb.build_mlp((12, 8)), nb.weight_mask, 1)
+    mlp = nb.prune(nb.build_mlp((12, 8)), "weight", 1)
     assert nb.flops(mlp) == 2 * mlp.count_params()
 
 
 def test_a_sparse_model_computes_the_same(nb, data, trained):
     for sparsity in SPARSITIES:
-        pruned = nb.prune(trained, nb.weight_mask, sparsity)
+        pruned = nb.prune(trained, "weight", sparsity)
         kernels = [csr_matrix(k.T) for k in pruned.get_weights()]
         logits = nb.sparse_logits(kernels, data.x_test[:20])
         np.testing.assert_allclose(logits, pruned(data.x_test[:20]), atol=1e-4)
+
+
+WAYS = ["dense", "zeros, as they are", "zeros, CSR", "units gone"]
 
 
 def test_what_is_timed_computes_what_it_should(nb, data, trained, monkeypatch):
@@ -569,175 +706,282 @@ def test_what_is_timed_computes_what_it_should(nb, data, trained, monkeypatch):
 
     def medians(calls, repeats):
         found.update({way: call() for way, call in calls.items()})
-        return dict.fromkeys(calls, 2)
+        return dict(zip(calls, (2, 4, 6, 1)))
 
     monkeypatch.setattr(nb, "medians", medians)
-    zeros, units = (nb.prune(trained, r, 0.5) for r in nb.RULES.values())
+    zeros, units = (nb.prune(trained, rule, 0.5) for rule in nb.RULES)
     times = nb.latency(trained, zeros, nb.shrink(units), images)
-    assert times == dict.fromkeys(["dense", *nb.WAYS], 1)
-    models = {"dense": trained, "masked": zeros, "CSR": zeros, "shrunk": units}
-    for way, model in models.items():
+    assert times == dict(zip(WAYS, (1, 2, 3, 0.5)))
+    for way, model in zip(WAYS, (trained, zeros, zeros, units)):
         np.testing.assert_allclose(found[way], model(images), atol=1e-4)
 
 
-@pytest.mark.parametrize("write", ["keras", "gzip", "csr", "int8"])
-@pytest.mark.parametrize("sparsity", [0, 0.9])
-def test_what_is_stored_can_be_read_back(
-    nb, data, trained, tmp_path, write, sparsity
-):
-    pruned = nb.prune(trained, nb.weight_mask, sparsity)
-    restored = getattr(nb, f"as_{write}")(pruned, tmp_path)
-    difference = nb.disagreement(pruned, restored, data)
-    if write == "int8":
-        weighing = [layer for layer in restored.layers if layer.weights]
-        assert {x.quantization_mode for x in weighing} == {"int8"}
-        assert len(weighing) == 3 and 0 < difference < 0.05
-    else:
-        assert same_weights(pruned, restored) and difference == 0
-    if write in ("gzip", "int8"):
-        (file,) = tmp_path.iterdir()
-        file.write_bytes(gzip.decompress(file.read_bytes()))
-        loaded = keras.models.load_model(file)
-        assert nb.disagreement(restored, loaded, data) == 0
-
-
-@pytest.mark.parametrize("write", ["keras", "gzip", "csr", "int8"])
-def test_bytes_are_those_of_what_is_written(
-    nb, data, trained, tmp_path, write
-):
-    pruned = nb.prune(trained, nb.unit_mask, 0.8)
-    both = {"pruned": pruned, "shrunk": nb.shrink(pruned)}
-    both = {name: {data.title: network} for name, network in both.items()}
-    names = run_cell(nb, "written_as =", model=trained, mnist=data, **both)
-    columns = dict(zip(("keras", "gzip", "csr", "int8"), names["written_as"]))
-    for version, network in names["versions"].items():
-        getattr(nb, f"as_{write}")(network, tmp_path)
-        size = sum(file.stat().st_size for file in tmp_path.iterdir())
-        found = names["stored"].loc[version]
-        assert found["kB", columns[write]] == round(size / 1000) > 0
-        accuracy = 100 * nb.evaluate(network, data)["accuracy"]
-        error = abs(found["accuracy (%)", columns[write]] - accuracy)
-        assert error < (5 if write == "int8" else 1e-9)
-
-
 def test_every_way_to_run_a_model_is_timed(nb, data, trained):
-    zeros, units = (nb.prune(trained, r, 0.5) for r in nb.RULES.values())
+    zeros, units = (nb.prune(trained, rule, 0.5) for rule in nb.RULES)
     images = data.x_test[:101]
     times = nb.latency(trained, zeros, nb.shrink(units), images)
-    assert set(times) == {"dense", *nb.WAYS}
+    assert [*times] == WAYS
     assert times["dense"] == 1 and min(times.values()) > 0
+
+
+def test_times_are_medians_of_calls_in_turn(nb, monkeypatch):
+    clock, calls = [0.0], []
+    lasting = {"a": [90, 90, 1, 7, 2, 3, 30], "b": [90, 90, 5, 5, 4, 60, 6]}
+
+    def call(name):
+        clock[0] += lasting[name][calls.count(name)]
+        calls.append(name)
+
+    monkeypatch.setattr(nb, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    functions = {name: lambda name=name: call(name) for name in lasting}
+    assert nb.medians(functions, 5) == {"a": 3, "b": 5}
+    assert calls == [*"ab"] * 7
+
+
+# files
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sparsity", [0, 0.9])
+def test_what_is_stored_is_read_back(nb, data, trained, packed, sparsity):
+    model = nb.prune(trained, "weight", sparsity)
+    size, restored = nb.stored(model, packed)
+    assert size > 0 and restored is not model
+    assert same_weights(model, restored)
+    assert nb.disagreement(model, restored, data.x_test) == 0
+
+
+@pytest.mark.parametrize("rule", ["weight", "unit"])
+def test_a_size_is_that_of_the_file(nb, trained, tmp_path, rule):
+    model, path = nb.prune(trained, rule, 0.9), tmp_path / "own.keras"
+    model.save(path)
+    size, _ = nb.stored(model, packed=False)
+    assert size == pytest.approx(path.stat().st_size / 1000, rel=0.01)
+    with zipfile.ZipFile(tmp_path / "own.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.write(path, "all")
+    expected = (tmp_path / "own.zip").stat().st_size / 1000
+    assert nb.stored(model, packed=True)[0] == pytest.approx(expected, rel=0.03)
+
+
+def test_eight_bits_are_rounded_weights_of_a_copy(nb, data, trained):
+    before, small = nb.copy_of(trained), nb.quantized(trained)
+    assert same_weights(trained, before)
+    weighing = [layer for layer in small.layers if layer.weights]
+    assert [layer.quantization_mode for layer in weighing] == ["int8"] * 3
+    for layer, kernel in zip(weighing, trained.get_weights(), strict=True):
+        steps = np.abs(kernel).max(axis=0) / 127
+        found = layer.kernel.numpy() * steps
+        assert layer.kernel.dtype == "int8"
+        assert (np.abs(found - kernel) <= 0.51 * steps).all()
+    assert 0 < nb.disagreement(trained, small, data.x_test) < 0.05
+    _, restored = nb.stored(small, packed=True)
+    assert nb.disagreement(small, restored, data.x_test) == 0
+
+
+def test_four_networks_are_written_in_three_forms(nb, data, trained):
+    weights, units = (nb.prune(trained, rule, 0.5) for rule in nb.RULES)
+    own = {"model": trained, "weights_gone": weights, "units_gone": units}
+    own["shrunk"] = nb.shrink(units)
+    names = run_cell(nb, "files = ", mnist=data, **own)
+    assert len(names["files"]) == 4
+    for (_, found), network in zip(names["files"].iterrows(), own.values()):
+        small, measured = nb.quantized(network), {}
+        for form, model in ("gzip", network), ("int8", small):
+            size, _ = nb.stored(nb.copy_of(network) if form == "gzip" else small, True)
+            assert found[f"kB, {form}"] == pytest.approx(size, rel=0.02)
+            measured[form] = 100 * nb.evaluate(model, *data[5:7])["accuracy"]
+            assert found[f"accuracy, {form}"] == pytest.approx(measured[form])
+        whole, _ = nb.stored(nb.copy_of(network), False)
+        assert found["kB, .keras"] == pytest.approx(whole, rel=0.02)
 
 
 # claims
 
-
-def test_a_true_claim_is_printed_and_recorded(nb, ledger, capsys):
-    nb.check("MNIST: two is more than one.", 2 > 1)
-    assert ledger == {"One": {"MNIST: two is more than one.": "checked"}}
-    output = capsys.readouterr().out
-    assert output == "checked: MNIST: two is more than one.\n"
+PLACES = {"the real data": "STAND_IN", "a CPU": "ON_GPU"}
 
 
-@pytest.mark.parametrize("false", [False, np.False_, 0])
-def test_a_false_claim_stops(nb, ledger, capsys, false):
-    with pytest.raises(AssertionError, match="one is more than two"):
-        nb.check("one is more than two", false)
-    assert ledger == {"One": {}} and not capsys.readouterr().out
+@pytest.fixture(params=[(), *itertools.combinations(PLACES, 1), tuple(PLACES)])
+def missing(request, nb, monkeypatch):
+    """Return what is missing where claims are checked."""
+    for need, place in PLACES.items():
+        monkeypatch.setattr(nb, place, need in request.param)
+    return request.param
 
 
-def test_a_claim_is_entered_in_the_part_begun_last(nb, ledger):
-    nb.check("one", True)
-    nb.begin("Two")
-    nb.check("two", True)
-    nb.check("three", True)
-    both = {"two": "checked", "three": "checked"}
-    assert ledger == {"One": {"one": "checked"}, "Two": both}
-
-
-def test_a_claim_before_any_part_is_entered_in_none(nb, monkeypatch):
-    monkeypatch.setattr(nb, "LEDGER", deepcopy(nb.LEDGER))
-    nb.check("one", True)
-    assert nb.LEDGER == {"": {"one": "checked"}}
-
-
-def test_a_part_run_again_starts_empty(nb, ledger):
-    nb.check("old", True)
-    nb.begin("Two")
-    nb.check("other", True)
-    nb.begin("One")
-    two = {"other": "checked"}
-    assert ledger == {"One": {}, "Two": two}
-    nb.check("new", True)
-    assert ledger == {"One": {"new": "checked"}, "Two": two}
-
-
-@pytest.mark.parametrize("name", ["MNIST", "Fashion-MNIST"])
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_stand_in_judges_no_claim_about_the_real_data(
-    nb, monkeypatch, ledger, capsys, name, holds
+@pytest.mark.parametrize("needs", ["the real data", "a CPU", "nothing"])
+@pytest.mark.parametrize("holds", [True, np.True_, False, np.False_, 0])
+def test_a_claim_is_judged_where_what_it_needs_is_there(
+    nb, claims, capsys, missing, needs, holds
 ):
+    claim = "MNIST: two is more than one on a CPU."
+    if not holds and needs not in missing:
+        with pytest.raises(AssertionError, match=f"does not hold: {claim}"):
+            nb.check(claim, holds, needs)
+        assert not claims and not capsys.readouterr().out
+        return
+    nb.check(claim, holds, needs)
+    verdict = f"not checked without {needs}" if needs in missing else "checked"
+    assert claims == [(claim, verdict)]
+    assert capsys.readouterr().out == f"{verdict}: {claim}\n"
+
+
+def test_a_claim_needs_the_real_data_if_nothing_else_is_said(nb, claims, monkeypatch):
     monkeypatch.setattr(nb, "STAND_IN", True)
-    claim, verdict = f"{name}: accuracy is high", "not checked on a stand-in"
-    nb.check(claim, holds)
-    assert capsys.readouterr().out == f"{verdict}: {claim}\n"
-    assert ledger == {"One": {claim: verdict}}
-
-
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_gpu_judges_no_claim_about_a_cpu(
-    nb, monkeypatch, ledger, capsys, holds
-):
-    monkeypatch.setattr(nb, "ON_GPU", True)
-    claim, verdict = "It is fast on a CPU.", "not checked on a GPU"
-    nb.check(claim, holds)
-    assert capsys.readouterr().out == f"{verdict}: {claim}\n"
-    assert ledger == {"One": {claim: verdict}}
-
-
-@pytest.mark.parametrize("place", ["STAND_IN", "ON_GPU"])
-def test_other_claims_are_judged_anywhere(
-    nb, monkeypatch, ledger, capsys, place
-):
-    monkeypatch.setattr(nb, place, True)
-    nb.check("two is more than one", True)
-    assert capsys.readouterr().out == "checked: two is more than one\n"
+    nb.check("one is more than two", False)
+    monkeypatch.setattr(nb, "STAND_IN", False)
     with pytest.raises(AssertionError):
         nb.check("one is more than two", False)
+    nb.check("two is more than one", True)
+    verdicts = [verdict for _, verdict in claims]
+    assert verdicts == ["not checked without the real data", "checked"]
+
+
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("needs", ["a GPU", "", "the CPU", None])
+def test_an_unknown_need_is_an_error(nb, claims, capsys, needs, holds):
+    with pytest.raises(KeyError):
+        nb.check("two is more than one", holds, needs)
+    assert not claims and not capsys.readouterr().out
+
+
+def test_the_claims_are_listed_once_with_their_last_verdict(nb, capsys):
+    told = [("one.", "checked"), ("two.", "not checked"), ("one.", "judged")]
+    run_cell(nb, "dict(CLAIMS)", CLAIMS=told)
+    assert capsys.readouterr().out == "judged: one.\nnot checked: two.\n"
+
+
+def test_a_stand_in_is_noticed(nb, data):
+    for titles, found in (["MNIST"], False), (["MNIST", data.title], True):
+        names = run_cell(nb, "STAND_IN = ", datasets=dict.fromkeys(titles))
+        assert names["STAND_IN"] is found
+
+
+# a first try
+
+
+def test_the_first_network_loses_its_smallest_weights_and_units(nb, data, figures):
+    names = {**vars(nb), "load_dataset": lambda name: data}
+    names = run_cell(SimpleNamespace(**names), "small.fit(")
+    whole = names["small"].get_weights()
+    names = run_cell(SimpleNamespace(**names), "zeroed.append", sparsity=0.5)
+    for kernel, own in zip(whole[:2], names["small"].get_weights()):
+        assert (own == nb.weight_mask(kernel, 0.5) * kernel).all()
+    trial = run_cell(SimpleNamespace(**names), "trial.loc[")["trial"]
+    assert [*trial] == ["by weights", "by units"]
+    for percent, row in trial.iterrows():
+        for rule, found in zip(nb.RULES.values(), row):
+            pruned = [k * rule(k, percent / 100) for k in whole[:2]]
+            logits = puts_out([*pruned, whole[2]], data.x_test)[-1]
+            right = 100 * np.mean(logits.argmax(axis=1) == data.y_test)
+            assert found == pytest.approx(right, abs=0.21)
+    run_cell(SimpleNamespace(**names), "trial.plot", trial=trial, mnist=data)
+    for line, (_, column) in zip(plt.gca().lines, trial.items(), strict=True):
+        assert line.get_xdata().tolist() == trial.index.tolist()
+        assert line.get_ydata().tolist() == column.tolist()
 
 
 # figures
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_panels_stand_side_by_side(nb, figures, count):
-    axes = nb.panels(count, 2.5, sharey=True)
+def images_in(ax):
+    """Return the arrays of the images of a plot."""
+    return [np.asarray(image.get_array()) for image in ax.images]
+
+
+def shown(ax):
+    """Return {(x, y): text} of the texts inside a plot."""
+    return {text.get_position(): text.get_text() for text in ax.texts}
+
+
+def on_screen(ax, values):
+    """Return where values of the horizontal axis stand, in pixels."""
+    return [ax.transData.transform((value, ax.get_ylim()[0]))[0] for value in values]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (6, 2), (4, 4)])
+def test_panels_stand_in_rows(nb, figures, count, rows):
+    axes = nb.panels(count, 2.5, rows=rows, sharey=True)
     assert list(axes) == plt.gcf().axes and len(axes) == count
     assert plt.gcf().get_size_inches().tolist() == [8, 2.5]
     axes[0].set_ylim(0, 7)
     assert all(ax.get_ylim() == (0, 7) for ax in axes)
-    columns = [ax.get_subplotspec().colspan.start for ax in axes]
-    assert columns == list(range(count))
-
-
-@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (6, 2), (4, 4)])
-def test_images_are_drawn_in_rows_under_their_captions(
-    nb, data, figures, count, rows
-):
-    captions = [f"image {number}" for number in range(count)]
-    nb.show_images(data.x_train[:count], captions, rows)
-    axes = plt.gcf().axes
-    assert [ax.get_title() for ax in axes] == captions
     for number, ax in enumerate(axes):
-        assert (ax.images[0].get_array() == data.x_train[number]).all()
         place = ax.get_subplotspec()
         place = place.rowspan.start, place.colspan.start
         assert place == divmod(number, count // rows)
 
 
-@pytest.mark.parametrize("captions", [3, 5])
-def test_every_image_has_one_caption(nb, data, figures, captions):
-    with pytest.raises(ValueError):
-        nb.show_images(data.x_train[:4], ["a digit"] * captions, rows=2)
+KERNELS = (
+    np.array([[0.5, 0.0, 1.0], [0.25, 0.0, 0.0]]),
+    np.array([[1.0, 0.5], [0.75, 0.25], [0.0, 1.0]]),
+)
+
+
+def test_a_network_is_drawn_with_its_weights_and_its_units(nb, figures):
+    ax = plt.subplots()[1]
+    nb.draw_network(ax, KERNELS, "slim", "red")
+    dotted = [line for line in ax.lines if line.get_linestyle() == ":"]
+    solid = [line for line in ax.lines if line not in dotted]
+    sizes = [0.5, 1, 0.25, 1, 0.5, 1]
+    widths = [line.get_linewidth() for line in solid]
+    assert sorted(sizes) == sorted((w / 4) ** (2 / 3) for w in widths)
+    assert len(dotted) == 12 - 6 and all(line.get_lw() < 1 for line in dotted)
+    assert all(same_color(line.get_color(), "red") for line in solid)
+    assert not any(same_color(line.get_color(), "red") for line in dotted)
+    units = [c.get_offsets()[0].tolist() for c in ax.collections]
+    columns = [sum(x == column for x, _ in units) for column in range(3)]
+    assert columns == [2, 3, 2]
+    looks = [c.get_linestyle()[0][1] is None for c in ax.collections]
+    assert looks == [True, True, True, False, True, True, True]
+    ends = {tuple(end) for line in ax.lines for end in line.get_xydata()}
+    assert ends == set(map(tuple, units))
+    assert ax.get_title() == "slim" and same_color(ax.title.get_color(), "red")
+    (text,) = ax.texts
+    assert numbers_in(text.get_text()) == [6, 2], "weights and hidden units"
+
+
+def test_both_pruned_networks_have_half_of_the_weights(nb, figures):
+    run_cell(nb, 'draw_network(axes[0], sketch, "dense"')
+    dense, weights, units = (
+        numbers_in(ax.texts[0].get_text()) for ax in plt.gcf().axes
+    )
+    assert 2 * weights[0] == 2 * units[0] == dense[0]
+    assert weights[1] == dense[1] > units[1]
+    colors = [ax.title.get_color() for ax in plt.gcf().axes]
+    assert all(map(same_color, colors, (nb.GRAY, nb.BLUE, nb.ORANGE)))
+
+
+def test_images_of_every_class_are_shown(nb, data, figures):
+    given = {"mnist": data, "load_dataset": lambda name: data}
+    run_cell(nb, 'fashion = load_dataset("fashion_mnist")', **given)
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == [*data.class_names] * 2
+    for label, ax in zip([*range(10)] * 2, axes):
+        first = [*data.y_train].index(label)
+        assert (images_in(ax)[0] == data.x_train[first]).all()
+
+
+def test_two_rules_are_drawn_on_a_kernel(nb, figures):
+    names = run_cell(nb, "tiny = ")
+    kernel, axes = names["tiny"], plt.gcf().axes
+    masks = kernel > 0, nb.weight_mask(kernel, 0.5), nb.unit_mask(kernel, 0.5)
+    colors = nb.GRAY, nb.BLUE, nb.ORANGE
+    for ax, mask, color in zip(axes, masks, colors, strict=True):
+        expected = {(j, i): str(kernel[i, j]) for i, j in np.ndindex(2, 2)}
+        assert shown(ax) == expected
+        for bar in ax.patches:
+            x, y = (round(center) for center in bar.get_center())
+            look = same_color(bar.get_facecolor()[:3], color), not bar.get_hatch()
+            assert look == (mask[y, x], mask[y, x])
+
+
+def test_masks_are_drawn(nb, data, figures):
+    model = nb.build_mlp((120, 8))
+    run_cell(nb, "last_hidden = ", model=model)
+    kernel = model.get_weights()[1][:100]
+    for ax, rule in zip(plt.gcf().axes, nb.RULES.values(), strict=True):
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("unit", "input")
+        assert (images_in(ax)[0] == rule(kernel, 0.8)).all()
 
 
 def test_a_line_is_a_mean_and_its_band_the_range(nb, figures):
@@ -745,11 +989,13 @@ def test_a_line_is_a_mean_and_its_band_the_range(nb, figures):
     rows += [("b", 1, 7.0), ("a", 1, 6.0)]
     results = pd.DataFrame(rows, columns=["kind", "size", "value"])
     ax, color = plt.subplots()[1], (1.0, 0.0, 0.0, 1.0)
-    nb.plot_lines(ax, results, "size", "value", "kind", {"a": {"c": color}})
+    drawn = nb.plot_lines(ax, results, "size", "value", "kind", {"a": {"c": color}})
     lines = lines_of(ax)
-    assert list(lines) == ["a", "b"] and ax.get_lines()[0].get_color() == color
-    assert np.array_equal(lines["a"], ([1, 2], [5.5, 5]))
-    assert np.array_equal(lines["b"], ([1], [7]))
+    assert list(lines) == ["a", "b"] and lines["a"].get_color() == color
+    assert np.array_equal(lines["a"].get_data(), ([1, 2], [5.5, 5]))
+    assert np.array_equal(lines["b"].get_data(), ([1], [7]))
+    means = {name: own.to_dict() for name, own in drawn.items()}
+    assert means == {"a": {1: 5.5, 2: 5}, "b": {1: 7}}
     band, point = ax.collections
     corners = {(1, 5), (1, 6), (2, 1), (2, 10)}
     assert set(map(tuple, band.get_paths()[0].vertices)) == corners
@@ -757,102 +1003,221 @@ def test_a_line_is_a_mean_and_its_band_the_range(nb, figures):
     assert tuple(band.get_facecolor()[0]) == (*color[:3], 0.2)
 
 
-def test_a_sweep_is_plotted(nb, seeds, figures):
-    nb.plot_sweep(seeds, "Digits")
+def test_an_axis_of_sparsities_is_spaced_by_what_is_left(nb, figures):
+    ax = plt.subplots()[1]
+    nb.sparsity_axis(ax)
+    ticks = [round(100 * tick) for tick in ax.get_xticks()]
+    assert [int(label.get_text()) for label in ax.get_xticklabels()] == ticks
+    assert set(ticks) <= {100 * s for s in nb.SPARSITIES}
+    assert {0, 50, 90, 99} <= set(ticks)
+    whole, tenth, hundredth = on_screen(ax, (0, 0.9, 0.99))
+    assert tenth - whole == pytest.approx(hundredth - tenth) and tenth > whole
+
+
+FALLING = {"weight": (0.9, 0.895, 0.885, 0.5, 0.2), "unit": (0.9, 0.878, 0.7, 0.3, 0.1)}
+
+
+def test_sweeps_are_drawn(nb, figures):
+    rows = [
+        {"rule": rule, "sparsity": s, "accuracy": own + 0.002 * seed, "loss": 2 - own}
+        for seed in (-1, 0, 1)
+        for rule, falling in FALLING.items()
+        for s, own in zip((0, 0.5, 0.8, 0.9, 0.99), falling)
+    ]
+    one = pd.DataFrame(rows)
+    other = one.assign(accuracy=one.accuracy / 2, loss=2 * one.loss)
+    nb.draw_sweeps({"One": one, "Two": other})
     axes = plt.gcf().axes
-    assert [ax.get_title() for ax in axes] == ["Digits"] * 2
-    assert [ax.get_xlabel() for ax in axes] == ["sparsity (%)"] * 2
-    labels = [ax.get_ylabel() for ax in axes]
-    assert labels == ["test accuracy (%)", "test loss (nats)"]
-    per_cent = seeds.assign(accuracy=100 * seeds.accuracy)
-    chances = {"accuracy": 10, "loss": np.log(10)}
-    for ax, column in zip(axes, chances):
-        lines = lines_of(ax)
-        assert set(lines) == {*nb.RULES, "dense", "chance"}
+    titles = [ax.get_title() for ax in axes]
+    assert titles == [f"{t}: {c}" for t in ("One", "Two") for c in COLUMNS[2:4]]
+    falls = {"One": {"weight": 0.8, "unit": 0.5}, "Two": {"weight": 0.9, "unit": 0.5}}
+    for ax, (title, column) in zip(axes, itertools.product(falls, COLUMNS[2:4])):
+        accuracy, lines = column == "accuracy", lines_of(ax)
+        table = {"One": one, "Two": other}[title]
+        means = table.groupby(["rule", "sparsity"])[column].mean() * 100**accuracy
         for rule in nb.RULES:
-            rows = per_cent[per_cent.rule == rule]
-            means = rows.groupby("sparsity")[column].mean()[::-1]
-            np.testing.assert_allclose(lines[rule][0], 1 - means.index)
-            np.testing.assert_allclose(lines[rule][1], means)
-        dense = per_cent[per_cent.sparsity == 0][column].mean()
-        assert lines["dense"][1][0] == pytest.approx(dense)
-        assert lines["chance"][1][0] == chances[column]
+            x, y = lines[rule].get_data()
+            assert x.tolist() == [0, 0.5, 0.8, 0.9, 0.99]
+            assert y == pytest.approx(means[rule].to_numpy())
+            assert same_color(lines[rule].get_color(), nb.STYLES[rule]["color"])
+        assert set(lines["dense"].get_ydata()) == {means["weight"][0]}
+        guess = 10 if accuracy else np.log(10)
+        assert lines["guessing"].get_ydata()[0] == pytest.approx(guess, rel=0.002)
+        triangles = [line for line in ax.lines if line.get_marker() == "v"]
+        found = [(line.get_xdata()[0], line.get_color()) for line in triangles]
+        places = falls[title].items() if accuracy else ()
+        assert found == [(s, nb.STYLES[rule]["color"]) for rule, s in places]
+        for (place, color), text in zip(found, ax.texts, strict=True):
+            assert numbers_in(text.get_text()) == [100 * place]
+            assert (text.get_position()[0], text.get_color()) == (place, color)
+    (legend,) = plt.gcf().legends
+    assert len(legend.get_texts()) == 4
 
 
 @pytest.mark.parametrize("titles", [["One"], ["One", "Two"]])
-def test_accuracy_is_plotted_by_size(nb, seeds, figures, judged, titles):
-    both = dict(zip(titles, [seeds, seeds.iloc[::-1]]))
-    one = SimpleNamespace(title="One")
-    run_cell(nb, "by_size", sweeps=both, mnist=one)
-    axes = [ax for ax in plt.gcf().axes if ax.get_title()]
-    assert [ax.get_title() for ax in axes] == titles
+def test_accuracy_is_drawn_by_size(nb, seeds, figures, titles):
+    both = dict(zip(["Two", "One"], [seeds.iloc[::-1], seeds]))
+    shown_last = {title: both[title] for title in titles[::-1]}
+    if len(titles) < 2:
+        shown_last = {"none": seeds, **shown_last}
+    run_cell(nb, "by_size = ", sweeps=shown_last)
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == [*shown_last]
     assert {ax.get_xlabel() for ax in axes} == {"parameters left"}
-    assert {ax.get_ylabel() for ax in axes} == {"test accuracy (%)"}
-    assert axes[-1].get_legend()
+    assert axes[0].get_ylabel() == "test accuracy (%)"
     for ax, rule in itertools.product(axes, nb.RULES):
-        means = seeds[seeds.rule == rule].groupby("parameters").accuracy.mean()
-        size, accuracy = lines_of(ax)[rule]
+        own = seeds[seeds.rule == rule]
+        means = own.groupby("sparsity")[["parameters", "accuracy"]].mean()
+        means = means.groupby("parameters").accuracy.mean()
+        size, accuracy = lines_of(ax)[rule].get_data()
         np.testing.assert_allclose(size, means.index)
         np.testing.assert_allclose(accuracy, 100 * means)
 
 
-def test_times_are_plotted_by_batch(nb, data, figures):
-    model = nb.build_mlp((100, 100), seed=0)
-    ways = ["dense", *nb.WAYS]
+def test_the_norm_removed_is_drawn(nb, data, trained, model, figures):
+    given = {"networks": {data.title: [model, trained]}, "mnist": data}
+    given |= {"datasets": {data.title: data}, "SPARSITIES": (0, 0.5, 0.9)}
+    removed = run_cell(nb, "removed.columns", **given)["removed"][data.title]
+    assert removed.index.tolist() == [0, 50, 90, 100]
+    for rule, percent in itertools.product(nb.RULES, removed.index):
+        both = [nb.removed_norm(m, rule, percent / 100) for m in (model, trained)]
+        assert removed[rule][percent] == pytest.approx(100 * statistics.mean(both))
+    equal, *lines = plt.gca().lines[:3]
+    assert (equal.get_xdata() == equal.get_ydata()).all()
+    texts = {t.get_color(): numbers_in(t.get_text()) for t in plt.gca().texts}
+    for rule, line in zip(nb.RULES, lines, strict=True):
+        assert line.get_xdata().tolist() == removed.index.tolist()
+        assert line.get_ydata().tolist() == removed[rule].tolist()
+        color = nb.STYLES[rule]["color"]
+        assert line.get_color() == color
+        assert texts[color] == [round(removed[rule][50])]
+
+
+@pytest.mark.parametrize("strong", [None, (3, 5)])
+def test_the_weights_kept_are_counted_by_pixel(
+    nb, data, model, figures, judged, strong
+):
+    kernel = np.abs(model.get_weights()[0])
+    if strong:
+        kernel = np.full((784, 12), 0.1)
+        kernel[28 * strong[0] + strong[1]] = -1
+    model.set_weights([kernel, *model.get_weights()[1:]])
+    networks = {"One": [model], "Two": [nb.copy_of(model), None]}
+    sets = dict.fromkeys(networks, data)
+    one = SimpleNamespace(title="One")
+    names = run_cell(nb, "kept_97 = ", networks=networks, datasets=sets, mnist=one)
+    expected = np.zeros((28, 28), int)
+    ranked = np.argsort(np.abs(kernel), axis=None, kind="stable")
+    for place in ranked[round(0.97 * kernel.size) :]:
+        expected[divmod(place // 12, 28)] += 1
+    assert not strong or expected[strong] == 12
+    pictures = plt.gcf().axes[:4]
+    for ax, average, title in zip(pictures[::2], pictures[1::2], networks, strict=True):
+        assert (names["kept_97"][title] == expected).all()
+        assert ax.get_title() == title and (images_in(ax)[0] == expected).all()
+        assert images_in(average)[0] == pytest.approx(data.x_train.mean(axis=0))
+    assert names["inner"] == expected[2:26, 2:26].sum()
+
+
+def test_answers_are_drawn_as_they_are(nb, data, figures):
+    answers = pd.DataFrame([["a", "b"], ["c", "c"], ["b", "a"]], [4, 7, 9], [0, 0.95])
+    truths = ["a", "c", "a"]
+    nb.draw_answers(data.x_test[:3], truths, answers)
+    (ax,) = plt.gcf().axes
+    assert [*map(np.ndarray.tolist, images_in(ax))] == data.x_test[:3].tolist()
+    assert len(ax.texts) == len(ax.patches) == 6
+    bars = {tuple(map(round, b.get_center())): b.get_facecolor() for b in ax.patches}
+    looks = {True: set(), False: set()}
+    for (x, y), text in shown(ax).items():
+        mark, answer = text.split()
+        assert answer == answers.iloc[y, x]
+        looks[answer == truths[y]].add((mark, bars[x, y]))
+    (right,), (wrong,) = looks.values()
+    assert right[0] != wrong[0] and right[1] != wrong[1]
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert [numbers_in(label) for label in labels] == [[], [95]]
+    for y, image in enumerate(ax.images):
+        _, edge, bottom, top = image.get_extent()
+        assert edge < -0.5 and top < y < bottom
+
+
+def test_images_that_flip_ever_earlier_are_chosen(nb, data, trained, figures):
+    given = {"fashion": data, "networks": {data.title: [trained]}}
+    chosen = run_cell(nb, "flipping = ", **given)["chosen"]
+    levels = (0, 0.8, 0.9, 0.95, 0.97, 0.99)
+    weights, right = trained.get_weights(), []
+    for s in levels:
+        pruned = [*(k * nb.weight_mask(k, s) for k in weights[:2]), weights[2]]
+        answers = puts_out(pruned, data.x_test)[-1].argmax(axis=1)
+        right.append(answers == data.y_test)
+    histories, expected = np.transpose(right).tolist(), []
+    for wrong in (4, 3, 2, 0):
+        wanted = [True] * (6 - wrong) + [False] * wrong
+        expected += [histories.index(wanted)] if wanted in histories else []
+    corrected = [i for i, own in enumerate(histories) if own[2] and not own[0]]
+    assert chosen == [*expected, *corrected[:1]] and len(chosen) > 2
+    assert plt.gca().images
+
+
+def test_the_costs_of_three_networks_are_drawn(nb, data, trained, figures):
+    versions = ["dense", "95 % of the weights zero", "90 % of the units gone"]
+    columns = ["kB, .keras", "kB, gzip", "accuracy, gzip"]
+    files = pd.DataFrame(np.arange(9).reshape(3, 3) + 1.0, versions, columns)
+    units = nb.shrink(nb.prune(trained, "unit", 0.5))
+    own = {"model": trained, "weights_gone": trained, "shrunk": units, "mnist": data}
+    costs = run_cell(nb, "costs = ", files=files.iloc[::-1], **own)["costs"]
+    assert costs.index.tolist() == versions
+    assert costs[columns[1:]].equals(files[columns[1:]])
+    assert (costs.iloc[:, 1] > 0).all()
+    axes = plt.gcf().axes
+    assert [ax.get_title() for ax in axes] == [*costs]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == versions
+    for ax, (_, column) in zip(axes, costs.items()):
+        assert [bar.get_width() for bar in ax.patches] == column.tolist()
+        heights = [ax.transData.transform(bar.get_center())[1] for bar in ax.patches]
+        assert heights == sorted(heights, reverse=True), "the first row is on top"
+        found = [float(text.get_text()) for text in ax.texts]
+        assert found == pytest.approx(column.to_numpy(), rel=0.01)
+        colors = [bar.get_facecolor() for bar in ax.patches]
+        assert all(map(same_color, colors[1:], (nb.BLUE, nb.ORANGE)))
+
+
+def test_times_are_drawn_by_batch(nb, data, figures):
+    model, sizes = nb.build_mlp((100, 100), seed=0), (1, 32, 1000)
+    levels = 0.5, 0.8, 0.9, 0.95, 0.99
     made_up = {
         (batch, sparsity): np.random.default_rng(batch).random(4) + sparsity
-        for batch, sparsity in itertools.product((1, 32, 1000), nb.TIMED)
+        for batch, sparsity in itertools.product(sizes, levels)
     }
 
-    def latency(dense, masked, shrunk, images):
-        assert dense is model and images.shape[1:] == (28, 28)
-        sparsity = round(nb.measured_sparsity(masked), 2)
-        units = nb.shrink(nb.prune(model, nb.unit_mask, sparsity))
-        assert shrunk.count_params() == units.count_params()
-        return dict(zip(ways, made_up[len(images), sparsity]))
+    def latency(dense, zeroed, shrunk, images):
+        assert dense is model
+        assert np.array_equal(images, np.resize(data.x_test, (len(images), 28, 28)))
+        sparsity = round(nb.measured_sparsity(zeroed), 2)
+        units = nb.shrink(nb.prune(model, "unit", sparsity))
+        assert same_weights(shrunk, units)
+        return dict(zip(WAYS, made_up[len(images), sparsity]))
 
-    names = run_cell(nb, "batch of", model=model, mnist=data, latency=latency)
-    assert list(names["times"].index) == list(made_up)
+    names = run_cell(nb, "times = ", model=model, mnist=data, latency=latency)
+    assert names["times"].index.tolist() == [*made_up]
     assert names["times"].index.names == ["batch", "sparsity"]
-    assert (names["times"][ways].to_numpy() == [*made_up.values()]).all()
+    assert [*names["times"]] == WAYS[1:]
+    assert (names["times"].to_numpy() == [own[1:] for own in made_up.values()]).all()
+    run_cell(SimpleNamespace(**names), "axes, levels = ")
     axes = plt.gcf().axes
-    titles = [f"batch of {batch}" for batch in (1, 32, 1000)]
-    assert [ax.get_title() for ax in axes] == titles
+    assert [numbers_in(ax.get_title().replace(",", "")) for ax in axes] == [
+        [batch] for batch in sizes
+    ]
     assert {ax.get_xlabel() for ax in axes} == {"sparsity (%)"}
-    assert {ax.get_ylabel() for ax in axes} == {"time (dense = 1)"}
-    assert axes[0].get_legend()
-    for ax, batch in zip(axes, (1, 32, 1000)):
-        lines = lines_of(ax)
-        assert set(lines) == {"dense", *nb.WAYS}
-        assert list(lines["dense"][1]) == [1, 1]
-        for way in nb.WAYS:
-            assert list(lines[way][0]) == [100 * s for s in nb.TIMED]
-            assert list(lines[way][1]) == list(names["times"].loc[batch, way])
-
-
-def test_masks_are_drawn(nb, model, figures):
-    mnist = SimpleNamespace(title="MNIST")
-    results = {"networks": {"MNIST": [model]}, "mnist": mnist}
-    run_cell(nb, "RULES[name](last_hidden, 0.8)", **results)
-    kernel = model.get_weights()[1]
-    axes = plt.gcf().axes
-    for ax, (name, rule) in zip(axes, nb.RULES.items(), strict=True):
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("unit", "input")
-        assert ax.get_title() == f"{name} pruning, 80%"
-        assert (ax.images[0].get_array() == rule(kernel, 0.8)).all()
-
-
-def test_histograms_hold_every_weight_and_unit(nb, figures, judged):
-    model = nb.build_mlp((40, 20))
-    run_cell(nb, "(mean = 1)", model=model)
-    kernel, axes = model.get_weights()[1], plt.gcf().axes
-    sizes = np.abs(kernel).ravel(), np.sqrt(np.sum(kernel**2, axis=0))
-    for ax, rule, own in zip(axes, nb.RULES, sizes, strict=True):
-        assert ax.get_xlabel() == f"size of a {rule} (mean = 1)"
-        assert ax.get_ylabel() == f"number of {rule}s"
-        assert sum(bar.get_height() for bar in ax.patches) == len(own)
-        lines = lines_of(ax)
-        assert list(lines) == ["50% cut", "90% cut"] and ax.get_legend()
-        cuts = np.quantile(own, (0.5, 0.9)) / np.mean(own)
-        found = [line[0][0] for line in lines.values()]
-        np.testing.assert_allclose(found, cuts, rtol=1e-5)
+    assert axes[0].get_ylabel() == "time (dense = 1)"
+    for ax, batch in zip(axes, sizes):
+        lines, ticks = lines_of(ax), [t.get_text() for t in ax.get_xticklabels()]
+        assert list(lines) == [*WAYS[1:], "dense"]
+        assert [*map(float, ticks)] == [100 * s for s in levels]
+        assert set(lines["dense"].get_ydata()) == {1}
+        for place, way in enumerate(WAYS[1:], start=1):
+            x, y = lines[way].get_data()
+            assert list(x) == ax.get_xticks().tolist()
+            assert list(y) == [made_up[batch, s][place] for s in levels]
+    (legend,) = plt.gcf().legends
+    assert {text.get_text() for text in legend.get_texts()} == {*WAYS}

@@ -1,29 +1,26 @@
 """Write the pictures the README shows, taken from the notebook's outputs.
 
-Run `python tests/update_images.py` after the notebook was executed.
+Run `python tests/update_images.py` after the notebook was executed. A cell tagged
+`picture-NAME` draws images/NAME.png.
 """
 
 import base64
 import json
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "Model_pruning_exploration.ipynb"
-SWEEP_CELL = re.compile(r"^plot_sweep\(sweeps\[(\w+)\.title\]", re.MULTILINE)
-NAMES = {"mnist": "mnist", "fashion": "fashion_mnist"}
 
 
 def pictures(notebook):
-    """Return {path: PNG bytes} of the sweeps drawn by a notebook's cells."""
+    """Return {path: PNG bytes} of what a notebook's tagged cells have drawn."""
     found = {}
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        drawn = SWEEP_CELL.search("".join(cell["source"]))
-        for output in cell.get("outputs", []) if drawn else []:
-            png = "".join(output.get("data", {}).get("image/png", ""))
-            if png:
-                path = ROOT / "images" / f"{NAMES[drawn[1]]}_sweep.png"
-                found[path] = base64.b64decode(png)
+        tags = [tag.split("-", 1) for tag in cell["metadata"].get("tags", ())]
+        for name in [name for kind, name in tags if kind == "picture"]:
+            for output in cell["outputs"]:
+                if png := "".join(output.get("data", {}).get("image/png", "")):
+                    found[ROOT / "images" / f"{name}.png"] = base64.b64decode(png)
     return found
 
 
