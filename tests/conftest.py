@@ -23,15 +23,26 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 
+def sets_constants(statement):
+    """Return whether a statement sets constants, or a named tuple, and nothing else."""
+    if not isinstance(statement, ast.Assign | ast.AugAssign):
+        return False
+    if "namedtuple" in ast.unparse(statement.value):
+        return True
+    return all(map(str.isupper, names_set(statement)))
+
+
+def names_set(statement):
+    """Return the names in the targets of an assignment."""
+    targets = getattr(statement, "targets", None) or [statement.target]
+    nodes = [node for target in targets for node in ast.walk(target)]
+    return [node.id for node in nodes if isinstance(node, ast.Name)]
+
+
 def defines(statement):
     """Return whether a statement defines something and runs nothing."""
-    if isinstance(statement, ast.Assign | ast.AugAssign):
-        if "namedtuple" in ast.unparse(statement.value):
-            return True
-        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-        nodes = [node for target in targets for node in ast.walk(target)]
-        names = [getattr(node, "id", "X") for node in nodes]
-        return all(name.isupper() and name not in RUN_TIME for name in names)
+    if sets_constants(statement):
+        return not RUN_TIME.keys() & names_set(statement)
     return isinstance(statement, DEFINING)
 
 

@@ -9,6 +9,7 @@ import symtable
 
 import nbformat
 import pytest
+from conftest import sets_constants
 from update_images import NOTEBOOK, ROOT, pictures
 
 BOOK = nbformat.read(NOTEBOOK, as_version=4)
@@ -45,15 +46,6 @@ def tree_of(cell):
         return ast.parse(cell.source)
     except SyntaxError:  # reported by test_code_is_plain_python
         return ast.parse("")
-
-
-def bare(markdown):
-    """Return Markdown text without tables, images, targets, code, URLs."""
-    text = re.sub(r"^\s*\|.*$", "", markdown, flags=re.MULTILINE)
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
-    text = re.sub(r"\]\([^)]*\)", "]", text)
-    return re.sub(r"`[^`]*`|<?https?://\S+", "", text)
 
 
 def has_prose(cell):
@@ -313,16 +305,6 @@ def test_code_is_plain_python():
     )
 
 
-def is_constant(statement):
-    """Tell whether a top-level statement sets constants, and nothing else."""
-    if isinstance(statement, ast.With):
-        return all(map(is_constant, statement.body))
-    if not isinstance(statement, ast.Assign | ast.AugAssign):
-        return False
-    names = [name for name, _ in bound_names(statement)]
-    return all(map(str.isupper, names)) or "namedtuple" in ast.unparse(statement)
-
-
 def bound_names(statement):
     """Return (name, whether a loop's) bound by a top-level statement."""
     if isinstance(statement, DEFINITIONS):
@@ -377,14 +359,8 @@ def test_what_other_cells_read_is_bound_in_one_cell():
 def names_used(statement):
     """Return the names that a statement loads and does not bind by itself first."""
     table = symtable.symtable(ast.unparse(statement), "cell", "exec")
-    own = {name for name, loop in bound_names(statement) if loop}
-    own |= {
-        n.id
-        for n in ast.walk(statement)
-        if isinstance(n, ast.Name)
-        and isinstance(n.ctx, ast.Store)
-        and isinstance(statement, ast.For)
-    }
+    loop = isinstance(statement, ast.For)
+    own = {name for name, of_loop in bound_names(statement) if loop or of_loop}
     return global_names(table) - own
 
 
@@ -406,7 +382,7 @@ def test_definitions_need_only_definitions_and_constants():
             if isinstance(statement, DEFINITIONS):
                 defined.append(ast.unparse(statement))
             named = isinstance(statement, (*DEFINITIONS, *IMPORTS, ast.With))
-            if named or is_constant(statement):
+            if named or sets_constants(statement):
                 known |= {name for name, _ in bound_names(statement)}
     module = symtable.symtable("\n".join(defined), "notebook", "exec")
     report(
@@ -433,7 +409,7 @@ def test_titles_come_from_the_data():
         if isinstance(node, ast.Constant)
         and "MNIST" in str(node.value)
         and node.value not in claims_of(cell)
-        and not is_constant(statement)
+        and not sets_constants(statement)
         and not isinstance(statement, DEFINITIONS)
     )
 
