@@ -45,6 +45,7 @@ def imported(source):
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module.partition(".")[0])
     names -= sys.stdlib_module_names | {path.stem for path in TESTS}
+    names.discard("pruning")  # the notebook writes it
     return {PACKAGES.get(name, name) for name in names}
 
 

@@ -195,7 +195,7 @@ def test_outputs_are_of_the_real_data():
 
 
 def test_the_notebook_is_short():
-    assert len(BOOK.cells) <= 205 and lines_of(CODE) <= 1700
+    assert len(BOOK.cells) <= 200 and lines_of(CODE) <= 2100
 
 
 def test_a_pruned_network_comes_at_once():
@@ -242,7 +242,10 @@ def test_functions_stand_in_tool_cells_which_show_nothing():
 
 
 def test_tools_that_are_not_about_pruning_are_folded():
-    topics = "log lines|the data|network and its|training and|drawing|checked claims"
+    topics = "log lines|the data|copying|training and|drawing|checked claims"
+    topics += (
+        "|what Keras calls|what layers do|the units|what is alive"  # Keras's own graphs
+    )
     report(
         f"{place(cell)}: should {'' if wanted else 'not '}be folded"
         for cell in CODE[1:]

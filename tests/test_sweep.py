@@ -469,8 +469,8 @@ def chain(kernels):
 @settings(max_examples=60)
 @given(CHAINED)
 def test_parameters_left_are_those_on_a_path_from_input_to_output(nb, kernels):
-    model = chain(kernels)
-    assert nb.parameters_left(model) == weights_on_a_path(kernels)
+    model, expected = chain(kernels), weights_on_a_path(kernels)
+    assert nb.parameters_left(model) == expected
     for weights, kernel in zip(model.get_weights(), kernels):
         assert (weights == kernel).all()
 
@@ -483,7 +483,7 @@ def test_parameters_left_are_those_of_the_shrunk_network(nb, model, sparsities):
 
 
 def with_biases():
-    """Return a chain with biases, which a unit without weights still has."""
+    """Return a chain with biases, which go with a unit that has no weights."""
     layers = keras.layers.Dense(3), keras.layers.Dense(3)
     return keras.Sequential([keras.Input((3,)), *layers])
 
@@ -496,7 +496,7 @@ def on_a_sequence():
 
 
 def with_a_branch():
-    """Return a network in which two layers of one size stand side by side."""
+    """Return a network in which two layers feed the outputs, where no unit goes."""
     source = keras.Input((3,))
     one, other = (keras.layers.Dense(3, use_bias=False)(source) for _ in "ab")
     return keras.Model(source, keras.layers.Add()([one, other]))
@@ -517,16 +517,29 @@ def in_eight_bits():
     return model
 
 
-OTHERS = (with_biases, on_a_sequence, with_a_branch, convolutions, in_eight_bits)
+def recurrent():
+    """Return a network with a layer whose units are not followed."""
+    layers = keras.layers.SimpleRNN(3), keras.layers.Dense(2)
+    return keras.Sequential([keras.Input((5, 4)), *layers])
+
+
+OTHERS = {
+    with_biases: (3 * 2 + 2) + (2 * 3 + 3),
+    on_a_sequence: 4 * 2 + (2 * 2) * 2,
+    with_a_branch: 3 * 2 + 3 * 3,
+    convolutions: 9 * 3 * 2 + 9 * 2 * 3,
+    in_eight_bits: (3 * 2 + 3) + (3 * 3 + 3),
+    recurrent: (4 * 2 + 3 * 3 + 3) + (3 * 2 + 2),
+}
 
 
 @pytest.mark.parametrize("build", OTHERS, ids=lambda build: build.__name__)
-def test_elsewhere_parameters_left_are_those_that_are_not_zero(nb, build):
+def test_elsewhere_too_zeros_and_dead_units_are_left_out(nb, build):
     model = build()
     weights = [np.ones(w.shape, w.dtype) for w in model.get_weights()]
     weights[0][..., 0] = 0
     model.set_weights(weights)
-    assert nb.parameters_left(model) == sum(int(w.sum()) for w in weights)
+    assert nb.parameters_left(model) == OTHERS[build]
 
 
 def test_a_sweep_is_tidy(results, nb):
@@ -664,6 +677,8 @@ CHAINS = {
     "strides": ((9, 8, 2), ["Conv2D", 4, 3, 2], ["Conv2D", 3, (1, 2)]),
     "three axes": ((5, 4, 6, 2), ["Conv3D", 3, 2], ["Dense", 2]),
     "mixed": ((8, 8, 1), ["Conv2D", 2, 3], ["Flatten"], ["Dense", 4]),
+    "transposed": ((5, 4, 2), ["Conv2DTranspose", 3, 2, 3]),
+    "depthwise": ((6, 5, 3), ["DepthwiseConv2D", 3], ["DepthwiseConv2D", 2, 2]),
     "pooled": ((9, 2), ["Conv1D", 4, 2], ["MaxPooling1D"], ["Conv1D", 3, 2]),
 }
 
@@ -688,6 +703,69 @@ def test_flops_count_padding_and_zeros_like_other_numbers(nb):
     assert nb.flops(model) == 2 * (3 * 3 * 2 * 4) * (6 * 5)
     mlp = nb.prune(nb.build_mlp((12, 8)), "weight", 1)
     assert nb.flops(mlp) == 2 * mlp.count_params()
+
+
+def counted(layer, shape):
+    """Return a model of a layer that reads images of a shape."""
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, layer(inputs))
+
+
+def test_flops_count_every_call_with_its_own_shapes(nb):
+    inputs, layers = keras.Input((6, 5, 4)), keras.layers
+    own = layers.Conv2D(4, 1)
+    once = own(inputs)
+    twice = own(layers.MaxPooling2D((6, 5))(once))
+    model = keras.Model(inputs, layers.Flatten()(twice))
+    assert nb.flops(model) == 2 * 4 * 4 * (30 + 1)
+    assert nb.flops(counted(model, (6, 5, 4))) == 2 * 4 * 4 * (30 + 1)
+    groups = counted(layers.Conv2D(4, 3, groups=2), (6, 5, 4))
+    assert nb.flops(groups) == 2 * (3 * 3 * 2 * 4) * (4 * 3)
+    separable = counted(layers.SeparableConv2D(7, 3), (6, 5, 4))
+    assert nb.flops(separable) == 2 * (3 * 3 * 4 + 4 * 7) * (4 * 3)
+    free = layers.ReLU(), layers.BatchNormalization(), layers.Dropout(0.5)
+    assert [nb.flops(counted(layer, (6, 5, 4))) for layer in free] == [0, 0, 0]
+
+
+class Own(keras.layers.Dense):
+    """A layer of the user's."""
+
+
+UNCOUNTED = {
+    "a function": (lambda: keras.layers.Lambda(lambda x: x @ x), (4, 4)),
+    "recurrent": (lambda: keras.layers.LSTM(3), (4, 4)),
+    "convolutional and recurrent": (lambda: keras.layers.ConvLSTM1D(3, 2), (4, 4, 4)),
+    "a product": (lambda: lambda x: keras.layers.Dot(1, name="own")([x, x]), (4, 4)),
+    "the user's": (lambda: Own(3), (4,)),
+    "of any size": (lambda: keras.layers.Conv1D(3, 2), (None, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", UNCOUNTED)
+def test_what_cannot_be_counted_is_named(nb, kind):
+    make, shape = UNCOUNTED[kind]
+    layer = make()
+    with pytest.raises(ValueError, match=getattr(layer, "name", "own")):
+        nb.flops(counted(layer, shape))
+
+
+def test_networks_are_compared_by_size_work_and_time(nb, data, monkeypatch):
+    networks = {"large": nb.build_mlp((12, 8)), "small": nb.build_mlp((2, 1))}
+    images, found = data.x_test[:20], []
+
+    def medians(calls, repeats):
+        found.extend((repeats, calls["large"](), calls["small"]()))
+        return {"large": 0.5, "small": 0.25}
+
+    monkeypatch.setattr(nb, "medians", medians)
+    table = nb.compared(networks, images, 7)
+    assert table.index.tolist() == [*networks]
+    assert table["parameters"].tolist() == [9584, 1580]
+    assert table["MFLOPs"].tolist() == pytest.approx([2 * 9.584e-3, 2 * 1.58e-3])
+    assert table["milliseconds"].tolist() == [500, 250]
+    assert found[0] == 7
+    for logits, model in zip(found[1:], networks.values(), strict=True):
+        np.testing.assert_allclose(logits, model(images), atol=1e-5)
 
 
 def test_a_sparse_model_computes_the_same(nb, data, trained):
@@ -1165,7 +1243,7 @@ def test_the_costs_of_three_networks_are_drawn(nb, data, trained, figures):
     files = pd.DataFrame(np.arange(9).reshape(3, 3) + 1.0, versions, columns)
     units = nb.shrink(nb.prune(trained, "unit", 0.5))
     own = {"model": trained, "weights_gone": trained, "shrunk": units, "mnist": data}
-    costs = run_cell(nb, "costs = ", files=files.iloc[::-1], **own)["costs"]
+    costs = run_cell(nb, "\ncosts = files", files=files.iloc[::-1], **own)["costs"]
     assert costs.index.tolist() == versions
     assert costs[columns[1:]].equals(files[columns[1:]])
     assert (costs.iloc[:, 1] > 0).all()
@@ -1176,7 +1254,7 @@ def test_the_costs_of_three_networks_are_drawn(nb, data, trained, figures):
         assert [bar.get_width() for bar in ax.patches] == column.tolist()
         heights = [ax.transData.transform(bar.get_center())[1] for bar in ax.patches]
         assert heights == sorted(heights, reverse=True), "the first row is on top"
-        found = [float(text.get_text()) for text in ax.texts]
+        found = [float(text.get_text().replace(",", "")) for text in ax.texts]
         assert found == pytest.approx(column.to_numpy(), rel=0.01)
         colors = [bar.get_facecolor() for bar in ax.patches]
         assert all(map(same_color, colors[1:], (nb.BLUE, nb.ORANGE)))
