@@ -1,7 +1,7 @@
-"""Measure what the notebook costs: time by part, memory, training, sweep.
+"""Measure what the notebook costs: time by part, memory, training, sweep, shrink.
 
-Run `python tests/benchmark.py`, or with `--quick` for the sweep and the
-training only, or with `--notebook` for the notebook only; `--record` prunes
+Run `python tests/benchmark.py`, or with `--quick` for the sweep, the training
+and `shrink` only, or with `--notebook` for the notebook only; `--record` prunes
 LeNet-300-100 in a longer training than the notebook's. Nothing else should be
 running: all times are wall-clock times.
 """
@@ -165,6 +165,22 @@ def sweeping(nb, model, data):
     )
 
 
+def shrinking(nb):
+    """Print the time of `shrink`, beside a plain copy of the same network."""
+    large = nb.keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3))
+    large = nb.prune(large, "unit", 0.5)
+
+    def copied():
+        nb.keras.models.clone_model(large).set_weights(large.get_weights())
+
+    best = interleaved({"shrink": lambda: nb.shrink(large), "copy": copied})
+    ratio = best["shrink"] / best["copy"]
+    print(
+        f"{best['shrink']:8.2f} s  shrinking ResNet50: {ratio:.2f} of clone_model and "
+        "set_weights (budget 3)"
+    )
+
+
 def record(nb, data, epochs=40, seeds=range(3)):
     """Print the test errors of LeNet-300-100, pruned in a long training."""
     for kept in (5, 2):
@@ -194,6 +210,7 @@ def main():
         record(nb, data)
     else:
         sweeping(nb, training(nb, data), data)
+        shrinking(nb)
 
 
 if __name__ == "__main__":
