@@ -58,6 +58,12 @@ def code_cells(path):
     return ["".join(source) for source in code]
 
 
+def cell_with(text):
+    """Return the source of the one code cell of the notebook that holds a text."""
+    (source,) = (cell for cell in code_cells(NOTEBOOK) if text in cell)
+    return source
+
+
 def definitions(path):
     """Return a notebook's imports, constants, functions and classes."""
     tree = ast.parse("\n".join(code_cells(path)))
@@ -83,9 +89,8 @@ def load():
 
 def run_cell(module, text, **results):
     """Run the one code cell that holds a text on results; return all names."""
-    (source,) = (cell for cell in code_cells(NOTEBOOK) if text in cell)
     names = {**vars(module), **results}
-    exec(compile(source, "<cell>", "exec"), names)
+    exec(compile(cell_with(text), "<cell>", "exec"), names)
     return names
 
 

@@ -5,7 +5,16 @@ import math
 import keras
 import numpy as np
 import pytest
-from helpers import answers, difference, randomized, reloaded, rows_of, same_weights
+from helpers import (
+    Closed,
+    answers,
+    difference,
+    lowest,
+    randomized,
+    reloaded,
+    rows_of,
+    same_weights,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -27,10 +36,9 @@ def tied_arrays(draw, least_axes=2):
     return draw(arrays(dtype, shape, elements=st.integers(-3, 3)))
 
 
-def lowest(scores, sparsity):
-    """Return the positions to remove, found by sorting pairs."""
-    ranked = sorted((score, i) for i, score in enumerate(scores))
-    return {i for _, i in ranked[: round(sparsity * len(ranked))]}
+def lowest_places(scores, sparsity):
+    """Return the positions of the lowest scores, as a set."""
+    return removed(~lowest(scores, sparsity))
 
 
 def removed(mask):
@@ -48,7 +56,7 @@ def squared_norms(kernel):
 def test_kept_mask_removes_the_lowest_scores(nb, scores, sparsity):
     mask = nb.kept_mask(scores, sparsity)
     assert mask.shape == scores.shape and mask.dtype == bool
-    assert removed(mask) == lowest(scores.ravel().tolist(), sparsity)
+    assert removed(mask) == lowest_places(scores.ravel().tolist(), sparsity)
 
 
 @given(tied_arrays(), sparsities)
@@ -56,7 +64,7 @@ def test_weight_mask_removes_the_smallest_weights(nb, kernel, sparsity):
     mask = nb.weight_mask(kernel, sparsity)
     scores = [abs(weight) for weight in kernel.ravel().tolist()]
     assert mask.shape == kernel.shape and mask.dtype == bool
-    assert removed(mask) == lowest(scores, sparsity)
+    assert removed(mask) == lowest_places(scores, sparsity)
 
 
 @given(
@@ -65,14 +73,14 @@ def test_weight_mask_removes_the_smallest_weights(nb, kernel, sparsity):
 )
 def test_weight_mask_ranks_any_number(nb, kernel, sparsity):
     scores = [abs(weight) for weight in kernel.ravel().tolist()]
-    expected = lowest(scores, sparsity)
+    expected = lowest_places(scores, sparsity)
     assert removed(nb.weight_mask(kernel, sparsity)) == expected
 
 
 @given(tied_arrays(), sparsities)
 def test_unit_mask_removes_the_smallest_units(nb, kernel, sparsity):
     mask = nb.unit_mask(kernel, sparsity)
-    expected = lowest(squared_norms(kernel), sparsity)
+    expected = lowest_places(squared_norms(kernel), sparsity)
     assert mask.shape == kernel.shape and mask.dtype == bool
     for unit in range(kernel.shape[-1]):
         assert (mask[..., unit] == (unit not in expected)).all()
@@ -227,12 +235,11 @@ def test_every_kernel_but_the_last_is_ranked_by_itself(nb, rule, sparsity, build
     expected, zeros, total = [], 0, 0
     for kernel, bias in pairs:
         if rule == "weight":
-            gone = lowest(np.abs(kernel).ravel().tolist(), sparsity)
-            mask = ~np.isin(np.arange(kernel.size), [*gone]).reshape(kernel.shape)
+            mask = ~lowest(np.abs(kernel), sparsity)
             zeros += round(sparsity * kernel.size)
         else:
             norms = np.square(kernel.astype(float)).reshape(-1, len(bias)).sum(axis=0)
-            mask = ~np.isin(np.arange(len(bias)), [*lowest(norms.tolist(), sparsity)])
+            mask = ~lowest(norms, sparsity)
             zeros += round(sparsity * len(bias)) * kernel.size // len(bias)
         now, total = kernel * mask, total + kernel.size
         expected += [now, bias * now.reshape(-1, len(bias)).any(axis=0)]
@@ -306,8 +313,8 @@ def test_only_the_rule_unit_ranks_tied_units_together(nb):
     model = keras.Model(inputs, Dense(3)(layers.ReLU()(layers.Add()([x, other]))))
     a, b = (randomized(model, 1).get_layer(name) for name in "ab")
     norms = [np.square(x.kernel.numpy()).sum(axis=0) for x in (a, b)]
-    together = lowest((norms[0] + norms[1]).tolist(), 0.5)
-    apart = [lowest(n.tolist(), 0.5) for n in norms]
+    together = lowest_places((norms[0] + norms[1]).tolist(), 0.5)
+    apart = [lowest_places(n.tolist(), 0.5) for n in norms]
     assert apart[0] != apart[1] and together not in apart
     for rule in ("unit", nb.unit_mask):
         pruned = nb.prune(model, rule, 0.5)
@@ -443,19 +450,6 @@ def test_a_model_without_a_graph_loses_weights_that_are_named(nb, tmp_path):
         nb.prune(model, "unit", 0.5, paths)
     with pytest.raises(ValueError, match=rf"{model.name!r}.*`call` of its own"):
         nb.prune(model, "weight", 0.5)
-
-
-class Closed(keras.Model):
-    """A model that Keras cannot build again: it takes no arguments."""
-
-    def __init__(self):
-        """Hold two layers."""
-        super().__init__(name="own")
-        self.first, self.last = Dense(4), Dense(3)
-
-    def call(self, inputs):
-        """Pass the inputs through both."""
-        return self.last(self.first(inputs))
 
 
 class Sized(Closed):

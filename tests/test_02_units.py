@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import run_on_two_devices
 from helpers import (
+    Closed,
     answers,
     difference,
     ends_of,
@@ -319,15 +320,15 @@ def random_network(build):
     return randomized(build())
 
 
-def recalibrated(model, count=8):
-    """Give a model's batch normalisations the statistics of its rows; return it.
+def recalibrated(model, rows=None):
+    """Give a model's batch normalisations the statistics of rows; return it.
 
     Otherwise what was pruned may answer the same to everything.
     """
     for layer in model._flatten_layers():
         if isinstance(layer, BatchNormalization):
             layer.momentum = 0.0
-    model(rows_of(model, count=count), training=True)
+    model(rows_of(model) if rows is None else rows, training=True)
     return model
 
 
@@ -671,7 +672,8 @@ def test_a_network_of_keras_loses_half_of_its_units(nb, name, share):
     side = 224 if name == "NASNetMobile" else 96
     own = {"weights": None, "classes": 10, "input_shape": (side, side, 3)}
     model = randomized(getattr(keras.applications, name)(**own), 0, 2**0.5, 0.1)
-    pruned = recalibrated(nb.prune(model, "unit", 0.5), 4)
+    pruned = nb.prune(model, "unit", 0.5)
+    recalibrated(pruned, rows_of(pruned, count=4))
     small, rows = nb.shrink(pruned), rows_of(pruned, count=4)
     assert small.count_params() <= share * model.count_params()
     assert_answers_vary(pruned, 4, 0.001)
@@ -929,24 +931,11 @@ def test_constants_that_are_concatenated_are_not_taken_for_units(nb):
     assert difference(pruned, nb.shrink(pruned)) <= 1e-5
 
 
-class Subclassed(keras.Model):
-    """A model that is not made of a graph of layers."""
-
-    def __init__(self):
-        """Make two layers."""
-        super().__init__(name="culprit")
-        self.first, self.second = Dense(4), Dense(3)
-
-    def call(self, inputs):
-        """Return the second layer's outputs."""
-        return self.second(self.first(inputs))
-
-
-@pytest.mark.parametrize("build", [Subclassed, lambda: Sequential([Dense(4)])])
+@pytest.mark.parametrize("build", [Closed, lambda: Sequential([Dense(4)])])
 @pytest.mark.parametrize("ask", ["Units", "shrink", "prunable", "flops"])
 def test_a_model_without_a_graph_is_named(nb, build, ask):
     model = build()
-    model.build((None, 6)) if build is Subclassed else None
+    model.build((None, 6)) if build is Closed else None
     with pytest.raises(ValueError, match=repr(model.name)):
         getattr(nb, ask)(model)
 
@@ -1167,6 +1156,9 @@ COUNTED = {  # 2 for each weight of a kernel and each place where it is applied
         2 * 2 * (6 * 8 + 8 * 3),
     ),
     "no kernel": (layers.LayerNormalization(), [(6,)], 0),
+    "activation": (layers.ReLU(), [(6, 5, 4)], 0),
+    "batch norm": (BatchNormalization(), [(6, 5, 4)], 0),
+    "dropout": (layers.Dropout(0.5), [(6, 5, 4)], 0),
     "words": (layers.Embedding(9, 4), [(5,)], 0),
     "slopes": (layers.PReLU(), [(5, 4)], 0),
 }
@@ -1193,6 +1185,7 @@ UNCOUNTED = {
     "TimeDistributed": (layers.TimeDistributed(Dense(4), **NAMED), (5, 2)),
     "own layer": (OwnDense(4, **NAMED), (5, 2)),
     "Lambda": (layers.Lambda(lambda x: x @ keras.ops.transpose(x), **NAMED), (5, 5)),
+    "Dot": (lambda x: layers.Dot(1, **NAMED)([x, x]), (4, 4)),
     "spectrogram": (layers.STFTSpectrogram("log", 8, 4, 8, **NAMED), (64, 1)),
     "free size": (Conv2D(4, 3, **NAMED), (None, None, 2)),
     "free length": (Dense(4, **NAMED), (None, 2)),
@@ -1361,12 +1354,8 @@ def test_support_hides_no_other_error_than_a_refusal(nb, monkeypatch):
 )
 def test_the_convolutional_networks_of_the_notebook_shrink(nb, name, share):
     model = randomized(getattr(nb, name)((8, 12), seed=3))
-    pruned = nb.prune(model, "unit", 0.5)
     images = np.random.default_rng(0).integers(0, 256, (8, 28, 28)).astype("uint8")
-    for layer in pruned.layers:
-        if isinstance(layer, BatchNormalization):
-            layer.momentum = 0.0
-    pruned(images, training=True)
+    pruned = recalibrated(nb.prune(model, "unit", 0.5), images)
     small = nb.shrink(pruned)
     assert small.count_params() <= share * model.count_params()
     assert difference(pruned, small, images) <= 1e-5

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import NOTEBOOK, code_cells
+from conftest import NOTEBOOK, cell_with, code_cells
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -220,7 +220,7 @@ def kernel(tmp_path_factory):
     """Return a client that has run the cells of tools, and the folder it works in."""
     folder = tmp_path_factory.mktemp("working")
     cells = [cell for cell in code_cells(NOTEBOOK) if "# @title Tools:" in cell]
-    cells = [code_cells(NOTEBOOK)[0], *cells, cell_that_writes()]
+    cells = [code_cells(NOTEBOOK)[0], *cells, cell_with(WRITING)]
     book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
     client = NotebookClient(
         book, timeout=600, resources={"metadata": {"path": str(folder)}}
@@ -234,12 +234,6 @@ def kernel(tmp_path_factory):
         yield client, folder
 
 
-def cell_that_writes():
-    """Return the cell that writes the module."""
-    (cell,) = (cell for cell in code_cells(NOTEBOOK) if WRITING in cell)
-    return cell
-
-
 def written(client, place):
     """Let a kernel run the cell that writes, and return what it printed."""
     export = "os.environ.pop('PRUNING_EXPORT', None)"
@@ -248,7 +242,7 @@ def written(client, place):
     before = nbformat.v4.new_code_cell(f"import os\n{export}")
     client.nb.cells.append(before)
     client.execute_cell(before, len(client.nb.cells) - 1)
-    last = nbformat.v4.new_code_cell(cell_that_writes())
+    last = nbformat.v4.new_code_cell(cell_with(WRITING))
     client.nb.cells.append(last)
     return client.execute_cell(last, len(client.nb.cells) - 1).outputs[0].text
 
@@ -271,7 +265,7 @@ def test_otherwise_the_notebook_writes_it_where_it_works(kernel, source):
 
 def test_a_cell_that_was_changed_and_run_again_counts(kernel, tmp_path):
     client, _ = kernel
-    (cell,) = (c for c in code_cells(NOTEBOOK) if "\nclass KeepZeros" in c)
+    cell = cell_with("\nclass KeepZeros")
     for changed in (cell + "\n\nMINE = 1\n", cell):
         own = nbformat.v4.new_code_cell(changed)
         client.nb.cells.append(own)

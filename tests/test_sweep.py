@@ -705,50 +705,6 @@ def test_flops_count_padding_and_zeros_like_other_numbers(nb):
     assert nb.flops(mlp) == 2 * mlp.count_params()
 
 
-def counted(layer, shape):
-    """Return a model of a layer that reads images of a shape."""
-    inputs = keras.Input(shape)
-    return keras.Model(inputs, layer(inputs))
-
-
-def test_flops_count_every_call_with_its_own_shapes(nb):
-    inputs, layers = keras.Input((6, 5, 4)), keras.layers
-    own = layers.Conv2D(4, 1)
-    once = own(inputs)
-    twice = own(layers.MaxPooling2D((6, 5))(once))
-    model = keras.Model(inputs, layers.Flatten()(twice))
-    assert nb.flops(model) == 2 * 4 * 4 * (30 + 1)
-    assert nb.flops(counted(model, (6, 5, 4))) == 2 * 4 * 4 * (30 + 1)
-    groups = counted(layers.Conv2D(4, 3, groups=2), (6, 5, 4))
-    assert nb.flops(groups) == 2 * (3 * 3 * 2 * 4) * (4 * 3)
-    separable = counted(layers.SeparableConv2D(7, 3), (6, 5, 4))
-    assert nb.flops(separable) == 2 * (3 * 3 * 4 + 4 * 7) * (4 * 3)
-    free = layers.ReLU(), layers.BatchNormalization(), layers.Dropout(0.5)
-    assert [nb.flops(counted(layer, (6, 5, 4))) for layer in free] == [0, 0, 0]
-
-
-class Own(keras.layers.Dense):
-    """A layer of the user's."""
-
-
-UNCOUNTED = {
-    "a function": (lambda: keras.layers.Lambda(lambda x: x @ x), (4, 4)),
-    "recurrent": (lambda: keras.layers.LSTM(3), (4, 4)),
-    "convolutional and recurrent": (lambda: keras.layers.ConvLSTM1D(3, 2), (4, 4, 4)),
-    "a product": (lambda: lambda x: keras.layers.Dot(1, name="own")([x, x]), (4, 4)),
-    "the user's": (lambda: Own(3), (4,)),
-    "of any size": (lambda: keras.layers.Conv1D(3, 2), (None, 4)),
-}
-
-
-@pytest.mark.parametrize("kind", UNCOUNTED)
-def test_what_cannot_be_counted_is_named(nb, kind):
-    make, shape = UNCOUNTED[kind]
-    layer = make()
-    with pytest.raises(ValueError, match=getattr(layer, "name", "own")):
-        nb.flops(counted(layer, shape))
-
-
 def test_networks_are_compared_by_size_work_and_time(nb, data, monkeypatch):
     networks = {"large": nb.build_mlp((12, 8)), "small": nb.build_mlp((2, 1))}
     images, found = data.x_test[:20], []
