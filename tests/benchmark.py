@@ -1,9 +1,9 @@
-"""Measure what the notebook costs: time by part, memory, training, sweep, shrink.
+"""Measure what the notebook costs: its parts, memory, training, sweep, repair, shrink.
 
-Run `python tests/benchmark.py`, or with `--quick` for the sweep, the training
-and `shrink` only, or with `--notebook` for the notebook only; `--record` prunes
-LeNet-300-100 in a longer training than the notebook's. Nothing else should be
-running: all times are wall-clock times.
+Run `python tests/benchmark.py`, or with `--quick` for the training, the sweep,
+`repair` and `shrink` only, or with `--notebook` for the notebook only; `--record`
+prunes LeNet-300-100 in a longer training than the notebook's. Nothing else should
+be running: all times are wall-clock times.
 """
 
 import argparse
@@ -165,6 +165,26 @@ def sweeping(nb, model, data):
     )
 
 
+def repairing(nb):
+    """Print the time of `repair`, beside a bare forward pass of the same images."""
+    dense = nb.build_mlp(nb.HIDDEN_UNITS)
+    pruned = nb.prune(dense, "weight", 0.95)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5000, 28, 28), dtype="uint8")
+    best = interleaved(
+        {
+            "repair": lambda: nb.repair(pruned, dense, images),
+            "bare": products(nb, dense.get_weights(), images, 1000),
+        },
+        rounds=7,
+    )
+    ratio = best["repair"] / best["bare"]
+    print(
+        f"{best['repair']:8.2f} s  repairing a network: {ratio:.1f} of a dense pass of "
+        "bare products (budget 15)"
+    )
+
+
 def shrinking(nb):
     """Print the time of `shrink`, beside a plain copy of the same network."""
     large = nb.keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3))
@@ -210,6 +230,7 @@ def main():
         record(nb, data)
     else:
         sweeping(nb, training(nb, data), data)
+        repairing(nb)
         shrinking(nb)
 
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from conftest import run_cell, run_on_two_devices
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import same_color
 
 STEPS = 40
 GOLDEN = {10: 0.2, 15: 0.546875, 20: 0.725, 25: 0.790625, 30: 0.8}
@@ -1448,14 +1449,15 @@ def recovered(nb, data):
 
 
 def test_each_rule_has_its_ways_back(recovered):
-    ways = ["one-shot", "fine-tuned", "in training"]
+    ways = ["one-shot", "repaired", "fine-tuned", "in training"]
     assert [*recovered["weight"]] == ways
     assert [*recovered["unit"]] == [*ways, "from scratch"]
 
 
 def test_recovered_networks_are_as_sparse_as_the_pruned_one(recovered):
     for ways in recovered.values():
-        assert (zeros(ways["fine-tuned"]) == zeros(ways["one-shot"])).all()
+        for way in ("repaired", "fine-tuned"):
+            assert (zeros(ways[way]) == zeros(ways["one-shot"])).all()
     for network in recovered["weight"].values():
         assert kernel_zeros(network) == [round(0.75 * 784 * 12), round(0.75 * 96)]
     *ways, scratch = recovered["unit"].values()
@@ -1470,14 +1472,26 @@ def test_ways_back_are_what_they_are_called(nb, data, recovered):
         pruned = nb.prune(model, rule, 0.75)
         expected = {
             "one-shot": pruned,
+            "repaired": nb.repair(pruned, model, data.x_train),
             "fine-tuned": nb.fine_tune(pruned, data, 1, 4),
             "in training": nb.prune_in_training(model, data, rule, 0.75, 1, 4),
         }
         if rule == "unit":
             start = nb.build_mlp((3, 2), seed=4)
             expected["from scratch"] = nb.train(start, data, 2, 4)
+        assert [*expected] == [*ways]
         for way, own in expected.items():
             assert same(own.get_weights(), ways[way].get_weights())
+
+
+def test_a_network_is_repaired_with_5000_training_images(nb, data, model, monkeypatch):
+    many, asked = np.resize(data.x_train, (5003, 28, 28)), []
+    monkeypatch.setattr(nb, "repair", lambda *given: asked.append(given) or model)
+    ways = nb.recover(model, data._replace(x_train=many), "unit", 0.5, 1, 0)
+    (_, pruned), (_, repaired) = itertools.islice(ways, 2)
+    ((found, dense, images),) = asked
+    assert found is pruned and dense is repaired is model
+    assert np.array_equal(images, many[:5000])
 
 
 @pytest.mark.parametrize("kept", [5, 2])
@@ -1510,6 +1524,129 @@ def test_the_error_of_lenet_depends_on_its_seed_only(nb, data):
 # cells and their pictures
 
 
+def test_a_unit_is_shown_as_it_was_and_with_better_weights(nb, data, figures):
+    model = nb.build_mlp((30, 64, 48), seed=0)
+    run_cell(nb, '"chosen anew"', model=model, mnist=data)
+    *first, kernel, _ = model.get_weights()
+    read = data.x_train.reshape(-1, 784) / 255
+    for weights in first:
+        read = np.maximum(read @ weights, 0)
+    gone = np.abs(kernel) <= np.sort(np.abs(kernel), axis=None)[round(0.97 * 3072) - 1]
+    axes = plt.gcf().axes
+    dots = [ax.lines[0].get_xydata() for ax in axes]
+    unit = np.abs(read @ kernel - dots[0][:, :1]).sum(axis=0).argmin()
+    keep, wanted = ~gone[:, unit], read @ kernel[:, unit]
+    assert keep.sum() == np.sort((~gone).sum(axis=0))[24] > 0
+    best = read[:, keep] @ np.linalg.lstsq(read[:, keep], wanted)[0]
+    for own, expected in zip(dots, (read @ (kernel * ~gone)[:, unit], best)):
+        assert np.allclose(own, np.transpose([wanted, expected]), atol=1e-4)
+    titles = [
+        f"{keep.sum()} of 64 weights, {x}" for x in ("as they were", "chosen anew")
+    ]
+    assert [ax.get_title() for ax in axes] == titles
+    for ax in axes:
+        assert ax.get_xlabel() == "sum in the dense network"
+        assert ax.lines[1].get_slope() == 1 and ax.lines[1].get_xy1() == (0, 0)
+
+
+def repairing(networks, datasets):
+    """Return names that take the place of slow functions; accuracies depend on all."""
+
+    def repair(pruned, dense, images):
+        """Note how many of the first training images repair a network pruned."""
+        (title,) = (t for t, own in networks.items() if dense in own)
+        assert pruned[0] == dense, "what was pruned is repaired"
+        assert np.array_equal(images, datasets[title].x_train[: len(images)])
+        return *pruned, len(images)
+
+    def accuracy(pruned, *_):
+        """Return a number of its own for each way of pruning and repairing."""
+        own, rule, sparsity, *images = pruned
+        rules = ["weight", "unit", "score", "greedy"]
+        return 10 * rules.index(rule) + own / 2 + sparsity + sum(images) / 1e4
+
+    return {
+        **{"networks": networks, "datasets": datasets, "repair": repair},
+        "prune": lambda own, rule, sparsity: (own, rule, sparsity),
+        "test_accuracy": accuracy,
+        "check": lambda claim, holds: None,
+    }
+
+
+def test_repaired_networks_are_tabled_as_means(nb, data):
+    rows = data._replace(x_train=np.resize(data.x_train, (5001, 28, 28)))
+    networks, datasets = {"A": [1, 2], "B": [3, 4]}, {"A": rows, "B": rows}
+    cases = [*itertools.product("AB", ("weight", "unit"))]
+    columns = pd.MultiIndex.from_tuples([("accuracy", *case) for case in cases])
+    shot = np.arange(40).reshape(10, 4) / 100
+    given = repairing(networks, datasets)
+    given["by_sparsity"] = pd.DataFrame(shot, nb.SPARSITIES, columns)
+    names = run_cell(nb, "recovered = ", **given)
+    levels, found = [0.8, 0.9, 0.95, 0.97, 0.99], names["recovered"]
+    assert names["IMAGES"] == 5000 and names["HIGH"] == [*found] == levels
+    ways = "best public", "one-shot", "repaired"
+    assert [*found.index] == [(*c, w) for c, w in itertools.product(cases, ways)]
+    public = found.xs("best public", level=2)[0.8]
+    assert public.tolist() == [97.8, 90.8, 88.0, 66.2]
+    for (title, rule), once in zip(cases, shot[5:].T, strict=True):
+        assert np.allclose(found.loc[title, rule, "one-shot"], 100 * once)
+        for s, mean in found.loc[title, rule, "repaired"].items():
+            both = [given["test_accuracy"]((n, rule, s, 5000)) for n in networks[title]]
+            assert math.isclose(mean, sum(both) / 2)
+
+
+def test_repaired_networks_are_drawn_beside_others(nb, data, figures):
+    cases = [
+        *itertools.product("AB", nb.RULES, ("best public", "one-shot", "repaired"))
+    ]
+    table = np.arange(60).reshape(12, 5)
+    recovered = pd.DataFrame(table, pd.MultiIndex.from_tuples(cases), nb.HIGH)
+    baseline = pd.DataFrame({("accuracy", "mean"): [0.9, 0.8]}, [*"AB"])
+    given = {"recovered": recovered, "baseline": baseline, "datasets": [*"AB"]}
+    run_cell(nb, 'pens["repaired"]', **given)
+    for ax, title, best in zip(plt.gcf().axes, "AB", (90, 80), strict=True):
+        assert ax.get_title() == title and ax.get_xlim()[0] > 0.7
+        *lines, dense = ax.lines
+        assert np.allclose(dense.get_ydata(), best)
+        looks = {}
+        for line in lines:
+            way, rule = line.get_label().split(", ")
+            own = recovered.loc[title, rule.removesuffix("s"), way]
+            assert line.get_ydata().tolist() == own.tolist()
+            assert line.get_xdata().tolist() == [*nb.HIGH]
+            color = nb.STYLES[rule.removesuffix("s")]["color"]
+            assert same_color(line.get_color(), color)
+            looks[way, rule] = line.get_linestyle(), line.get_marker()
+        assert len(looks) == len(lines) == 6
+        assert len({look for (_, rule), look in looks.items() if rule == "units"}) == 3
+    (legend,) = plt.gcf().legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        line.get_label() for line in lines
+    }
+
+
+def test_fewer_images_are_tried_on_validation_rows(nb, data):
+    rows = data._replace(x_train=np.resize(data.x_train, (5001, 28, 28)))
+    given = repairing({"A": [7]}, {"A": rows})
+
+    def evaluate(model, images, labels):
+        """Return the accuracy on the validation rows."""
+        assert images is rows.x_val and labels is rows.y_val
+        return {"accuracy": given["test_accuracy"](model) / 100}
+
+    given |= {"model": 7, "mnist": rows, "evaluate": evaluate}
+    few = run_cell(nb, "few = {}", **given)["few"]
+    assert [*few] == [0, 100, 250, 1000, 5000]
+    cases = {
+        "95 % of the weights": ("weight", 0.95),
+        "90 % of the units": ("unit", 0.9),
+    }
+    assert {*few.index} == {*cases}
+    for name, case in cases.items():
+        due = [given["test_accuracy"]((7, *case, n)) for n in few]
+        assert np.allclose(few.loc[name], due)
+
+
 def test_two_lines_prune_a_network_in_training(nb, data, capsys):
     names = run_cell(nb, "halfway = steps_of(", mnist=data)
     assert names["halfway"] == names["rising"].end == 10
@@ -1537,32 +1674,32 @@ def test_a_schedule_is_drawn_as_planned_and_as_measured(nb, data, figures):
 
 def test_a_recovery_is_an_arrow_from_one_shot_to_each_way(nb, figures):
     cases = {
-        ("weight", 0.95): {"one-shot": 20, "fine-tuned": 90},
+        ("weight", 0.95): {"one-shot": 20, "repaired": 60, "fine-tuned": 90},
         ("unit", 0.9): {"one-shot": 50, "fine-tuned": 80, "from scratch": 45},
     }
     ax = plt.figure().subplots()
     nb.draw_recovery(ax, pd.DataFrame(cases).T, 95)
-    titles = {0: "95 % of the weights removed", 3: "90 % of the units removed"}
-    rows = {1: ("weight", "one-shot"), 2: ("weight", "fine-tuned")}
-    rows |= {4: ("unit", "one-shot"), 5: ("unit", "fine-tuned")}
-    rows |= {6: ("unit", "from scratch")}
+    titles = {0: "95 % of the weights removed", 4: "90 % of the units removed"}
+    rows = {1: ("weight", "one-shot"), 2: ("weight", "repaired")}
+    rows |= {3: ("weight", "fine-tuned"), 5: ("unit", "one-shot")}
+    rows |= {6: ("unit", "fine-tuned"), 7: ("unit", "from scratch")}
     assert [*ax.get_yticks()] == [*rows]
     ticks = [text.get_text() for text in ax.get_yticklabels()]
     assert ticks == [way for _, way in rows.values()]
     low, high = sorted(ax.get_ylim())
-    assert low < 0 and 6 < high and ax.yaxis.get_inverted()
+    assert low < 0 and 7 < high and ax.yaxis.get_inverted()
     arrows = {t.xy[1]: t for t in ax.texts if isinstance(t, plt.Annotation)}
     texts = {t.get_position()[1]: t for t in ax.texts if t.get_text()}
     *points, dense = ax.lines
     assert [*dense.get_xdata()] == [95, 95] and dense.get_linestyle() == ":"
     points = {int(y): (x, own) for own in points for x, y in own.get_xydata()}
-    assert {*points} == {1, 4, 6} and {*arrows} == {2, 5}
+    assert {*points} == {1, 5, 7} and {*arrows} == {2, 3, 6}
     assert {*texts} == {*titles, *rows}
     for y, (rule, way) in rows.items():
         numbers = next(own for (name, _), own in cases.items() if name == rule)
         color = nb.STYLES[rule]["color"]
         assert texts[y].get_text() == f"{numbers[way]:.1f}"
-        if way == "fine-tuned":
+        if y in arrows:
             assert arrows[y].xy == (numbers[way], y)
             assert arrows[y].xyann == (numbers["one-shot"], y)
             edge = arrows[y].arrow_patch.get_edgecolor()
@@ -1588,16 +1725,15 @@ def test_each_data_set_has_its_recovery_drawn(nb, data, recovered, figures):
     best = 100 * nb.evaluate(dense, *test)["accuracy"]
     table = pd.DataFrame(cases).T
     names = {"frontier": pd.concat([100 * table, 50 * table], keys=titles)}
-    names["baseline"] = pd.DataFrame({("accuracy", "mean"): [0.5, 0.5]}, [*titles])
     names["datasets"] = dict.fromkeys(titles, data)
     names["networks"] = {title: [dense] for title in titles}
-    run_cell(nb, "dense_mean = ", **names)
+    run_cell(nb, "draw_recovery(ax, frontier", **names)
     for ax, title in zip(plt.gcf().axes, titles, strict=True):
         assert ax.get_title() == f"{title}, dense {best:.1f}"
         assert "test accuracy (%)" in ax.get_xlabel()
         found = {t.xy for t in ax.texts if isinstance(t, plt.Annotation)}
         own = names["frontier"].loc[title]
-        own = own[["fine-tuned", "in training"]].stack()
+        own = own[["repaired", "fine-tuned", "in training"]].stack()
         assert sorted(x for x, _ in found) == sorted(own)
 
 
@@ -1612,6 +1748,43 @@ def test_an_axis_of_errors_gives_every_error_its_room(nb, figures):
     assert np.allclose(transform.inverted().transform(places), accuracies)
     low, high = ax.get_xlim()
     assert low == 0 and 99.5 < high < 100
+
+
+def test_choices_for_repair_are_tabled_as_means(nb, data):
+    rows = data._replace(x_train=np.resize(data.x_train, (10_001, 28, 28)))
+    networks, datasets = {"A": [1, 2], "B": [3, 4]}, {"A": rows, "B": rows}
+    given = repairing(networks, datasets)
+
+    def choosing(name):
+        """Return a function that notes that it may look at 10,000 training images."""
+
+        def choose(model, images):
+            assert model in (1, 2, 3, 4)
+            assert np.array_equal(images, rows.x_train[:10_000])
+            return name
+
+        return choose
+
+    cases = [
+        *itertools.product("AB", nb.RULES, ("best public", "one-shot", "repaired"))
+    ]
+    places = pd.MultiIndex.from_tuples(cases)
+    recovered = pd.DataFrame(np.arange(60).reshape(12, 5), places, nb.HIGH)
+    given |= {"weights_times_inputs": choosing("score"), "Greedy": choosing("greedy")}
+    given |= {"ByScores": lambda scores: scores, "recovered": recovered}
+    found = run_cell(nb, "choices = ", SEEDS=(0, 1), **given)["choices"]
+    levels = [0.8, 0.9, 0.95]
+    assert [*found] == [*itertools.product(("one-shot", "repaired"), levels)]
+    kinds = {"weight times input": "score", "unit, greedy": "greedy"}
+    assert {*found.index} == {*itertools.product("AB", (*nb.RULES, *kinds))}
+    for (title, kind), row in found.iterrows():
+        for (way, s), mean in row.items():
+            if kind in nb.RULES:
+                assert mean == recovered.loc[title, kind, way][s]
+                continue
+            more = (5000,) * (way == "repaired")
+            ways = [(own, kinds[kind], s, *more) for own in networks[title]]
+            assert math.isclose(mean, sum(map(given["test_accuracy"], ways)) / 2)
 
 
 def test_grains_are_a_row_each_and_a_point_per_sparsity(nb, data, figures, monkeypatch):

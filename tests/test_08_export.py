@@ -22,6 +22,7 @@ from nbclient.exceptions import CellExecutionError
 TESTS = Path(__file__).parent
 FUNCTIONS = "weight_mask unit_mask prune measured_sparsity shrink polynomial_sparsity"
 FUNCTIONS = [*FUNCTIONS.split(), "constant_sparsity", "block_mask", "n_m_mask"]
+FUNCTIONS.append("repair")
 CLASSES = ["Units", "Pruner", "KeepZeros", "Globally"]
 WRITING = '(folder / "pruning.py").write_text('
 ALONE = """
@@ -30,7 +31,7 @@ for absent in ("IPython", "ipykernel", "matplotlib", "sklearn", "get_ipython"):
     sys.modules[absent] = None  # an import of it fails
 import pruning
 """
-MODELS = """
+RANDOM = """
 import numpy as np
 
 from keras import Input, Model, Sequential, layers
@@ -41,8 +42,8 @@ def random_weights(model):
     for weight in model.weights:
         weight.assign(random.uniform(0.1, 1, weight.shape) * random.choice((-1, 1)))
     return model
-
-
+"""
+MODELS = """
 def cnn():
     own = layers.Conv2D(8, 3, padding="same"), layers.BatchNormalization()
     own += layers.ReLU(), layers.MaxPooling2D(), layers.Conv2D(6, 3, activation="relu")
@@ -67,6 +68,27 @@ for model, left in ((cnn(), (4, 3, 5)), (residual(), (4, 4))):
     expected = np.array(pruned(images))
     assert expected.any(), "there is something to compare"
     assert np.abs(small(images) - expected).max() <= 1e-5 * np.abs(expected).max()
+"""
+REPAIR = """
+import re
+
+ends = Input((4,)), layers.Dense(5, "relu"), layers.Dense(1)
+model = random_weights(Sequential(ends))
+x = np.random.default_rng(1).normal(size=(999, 4)).cumsum(axis=1)  # they rise together
+pruned = pruning.prune(model, "weight", 0.5)
+before, dense = pruned.get_weights(), model.get_weights()
+repaired = pruning.repair(pruned, model, x, steps=100, damping=0).get_weights()
+for unit, start in enumerate(before[0].T):
+    keep = np.append(start != 0, start.any())  # the bias is free if there are weights
+    wanted = x @ dense[0][:, unit] + dense[1][unit]
+    best = np.linalg.lstsq(np.hstack([x, np.ones((999, 1))])[:, keep], wanted)[0]
+    found = np.append(repaired[0][:, unit], repaired[1][unit])
+    assert np.allclose(found[keep], best, atol=1e-3) and not found[~keep].any()
+assert not np.allclose(repaired[0], before[0], atol=0.1), "there is something to repair"
+(example,) = re.findall("Example: `(.*)`", pruning.repair.__doc__)
+names = {**vars(pruning), "model": model, "images": x}
+exec(example, names)
+assert (names["repaired"].get_weights()[0] == 0).all(axis=0).sum() == round(0.5 * 5)
 """
 # Tests of the notebook's functions, which the module has to pass as well.
 SHARED = """
@@ -112,10 +134,18 @@ assert np.allclose(saved(x[:1]), model(x[:1]), atol=1e-5)
 """
 
 
+def cell_of(function):
+    """Return the one code cell of the notebook file that defines a function's name."""
+    name = function.__qualname__.partition(".")[0]
+    defining = re.compile(rf"^(def|class) {name}\b", re.MULTILINE)
+    (cell,) = filter(defining.search, code_cells(NOTEBOOK))
+    return cell
+
+
 @pytest.fixture(scope="module")
 def source(nb):
     """Return the module that is made of the cells in the notebook file."""
-    return nb.module_of(code_cells(NOTEBOOK))
+    return nb.module_of(map(cell_of, nb.parts()))
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +234,11 @@ def test_help_tells_how_to_call_it(tree, name):
 
 
 def test_networks_are_pruned_and_shrunk_by_it(alone):
-    alone(MODELS)
+    alone(RANDOM + MODELS)
+
+
+def test_networks_are_repaired_by_it(alone):
+    alone(RANDOM + REPAIR)
 
 
 def test_the_example_at_its_top_runs(alone):

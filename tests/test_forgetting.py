@@ -358,33 +358,51 @@ def test_a_rare_class_is_compared_with_itself_if_common(nb, judged, rare):
         assert (names["tail"].loc[kind] == row).all()
 
 
-def test_pruned_copies_are_trained_on_with_seeds_of_their_own(nb, data):
+def test_pruned_copies_are_repaired_and_trained_on_with_seeds_of_their_own(nb, data):
     population = [nb.build_mlp((12, 8), seed) for seed in (0, 1)]
-    tuned = run_cell(nb, "tuned.append", fashion=data, population=population)["tuned"]
-    for seed, (own, found) in enumerate(zip(population, tuned, strict=True)):
-        expected = nb.fine_tune(nb.prune(own, "weight", 0.99), data, 1, seed)
-        pairs = zip(found.get_weights(), expected.get_weights(), strict=True)
-        assert all(np.array_equal(a, b) for a, b in pairs)
+    rows = np.resize(data.x_train, (5003, 28, 28)), np.resize(data.y_train, 5003)
+    fashion, asked = data._replace(x_train=rows[0], y_train=rows[1]), []
+    given = {"population": population, "fashion": fashion}
+    given["repair"] = lambda *three: asked.append(three) or len(asked)
+    names = run_cell(nb, "tuned.append", **given)
+    assert names["repaired"] == [1, 2]
+    each = zip(population, asked, names["tuned"], strict=True)
+    for seed, (own, (pruned, dense, images), found) in enumerate(each):
+        assert dense is own and np.array_equal(images, rows[0][:5000])
+        one = nb.prune(own, "weight", 0.99)
+        other = nb.fine_tune(one, fashion, 1, seed)
+        for model, expected in ((pruned, one), (found, other)):
+            pairs = zip(model.get_weights(), expected.get_weights(), strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_what_one_epoch_brings_back_is_drawn_by_class(nb, data, judged, figures):
-    labels, tuned = np.arange(200) % 10, object()
+def test_what_comes_back_is_drawn_by_class(nb, data, judged, figures):
+    labels, repaired, tuned = np.arange(200) % 10, [1], [2]
     answers = {s: guesses(2, right, 0, labels) for s, right in ((0, 0.9), (0.99, 0.2))}
-    after = guesses(2, 0.6, 1, labels)
+    after = [guesses(2, right, 1, labels) for right in (0.4, 0.6)]
 
     def answers_of(own, rows):
-        assert rows is data and own is tuned
-        return after
+        assert rows is data
+        return after[[repaired, tuned].index(own)]
 
     given = {"answers": answers, "answers_of": answers_of, "tuned": tuned}
-    names = run_cell(nb, "still_lost = ", fashion=data, labels=labels, **given)
-    stages = answers[0.99], after, answers[0]
+    given |= {"fashion": data, "labels": labels, "repaired": repaired}
+    names = run_cell(nb, "still_lost = ", **given)
+    stages = answers[0.99], *after, answers[0]
     recalls = [100 * slow_recalls(own, labels).mean(axis=0) for own in stages]
     order = [int(t.get_text()) for t in plt.gca().get_yticklabels()]
-    lost = (recalls[2] - recalls[1])[order]
+    lost = (recalls[3] - recalls[2])[order]
     assert sorted(order) == [*range(10)] and (np.diff(lost) > -1e-9).all()
     assert names["still_lost"].max() == pytest.approx(lost[-1])
-    for line, own in zip(plt.gca().lines, recalls, strict=True):
+    ends = zip(recalls[0][order], recalls[2][order], strict=True)
+    (across,) = plt.gca().collections
+    for (start, end), line in zip(ends, across.get_segments(), strict=True):
+        assert line[:, 0] == pytest.approx([start, end])
+    (legend,) = plt.gcf().legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["99 % zero", "repaired", "one more epoch", "dense"]
+    for line, own, text in zip(plt.gca().lines, recalls, texts, strict=True):
+        assert line.get_label() == text
         assert line.get_xdata() == pytest.approx(own[order])
         assert [*line.get_ydata()] == [*range(10)]
 

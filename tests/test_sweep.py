@@ -816,7 +816,7 @@ def test_four_networks_are_written_in_three_forms(nb, data, trained):
     weights, units = (nb.prune(trained, rule, 0.5) for rule in nb.RULES)
     own = {"model": trained, "weights_gone": weights, "units_gone": units}
     own["shrunk"] = nb.shrink(units)
-    names = run_cell(nb, "files = ", mnist=data, **own)
+    names = run_cell(nb, "files = pd", mnist=data, **own)
     assert len(names["files"]) == 4
     for (_, found), network in zip(names["files"].iterrows(), own.values()):
         small, measured = nb.quantized(network), {}
@@ -1089,12 +1089,15 @@ def test_sweeps_are_drawn(nb, figures):
 
 
 @pytest.mark.parametrize("titles", [["One"], ["One", "Two"]])
-def test_accuracy_is_drawn_by_size(nb, seeds, figures, titles):
+def test_accuracy_is_drawn_by_size(nb, seeds, figures, judged, titles):
     both = dict(zip(["Two", "One"], [seeds.iloc[::-1], seeds]))
     shown_last = {title: both[title] for title in titles[::-1]}
     if len(titles) < 2:
         shown_last = {"none": seeds, **shown_last}
-    run_cell(nb, "by_size = ", sweeps=shown_last)
+    costs = {"units_cost": pd.DataFrame({0.8: [5]}).T}
+    costs["weights_cost"] = pd.DataFrame({0.9: [3]}).T
+    mnist = SimpleNamespace(title="One")
+    run_cell(nb, "by_size = results", sweeps=shown_last, mnist=mnist, **costs)
     axes = plt.gcf().axes
     assert [ax.get_title() for ax in axes] == [*shown_last]
     assert {ax.get_xlabel() for ax in axes} == {"parameters left"}
