@@ -115,8 +115,8 @@ than 1 point without retraining.
 On MNIST, with 97 % of the weights zeroed without retraining, the network trained with
 the L1 penalty is at least 3 points more accurate than the plain one.
     cliffs.loc[0.97, "plain"] = 95
-Shrinking the MNIST network without 90 % of its units leaves 94,600 parameters or fewer,
-and its answers stay the same up to rounding.
+Shrinking the challenge's network without 90 % of its units leaves 94,600 parameters or
+fewer, and its answers stay the same up to rounding.
     shrunk = units_gone
     shrunk = shrink(prune(units_gone, "unit", 0.95))
 Zeros make a .keras file no smaller.
