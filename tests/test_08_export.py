@@ -135,11 +135,9 @@ assert np.allclose(saved(x[:1]), model(x[:1]), atol=1e-5)
 
 
 def cell_of(function):
-    """Return the one code cell of the notebook file that defines a function's name."""
-    name = function.__qualname__.partition(".")[0]
-    defining = re.compile(rf"^(def|class) {name}\b", re.MULTILINE)
-    (cell,) = filter(defining.search, code_cells(NOTEBOOK))
-    return cell
+    """Return the one code cell of the notebook file that defines a function."""
+    name, _, method = function.__qualname__.partition(".")
+    return cell_with(f"\nclass {name}" if method else f"\ndef {name}(")
 
 
 @pytest.fixture(scope="module")
