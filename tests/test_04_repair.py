@@ -625,6 +625,11 @@ def test_accuracy_comes_back_without_labels(
 # choosing units and weights for repair
 
 
+def gram(outputs):
+    """Return the mean products of what two units put out."""
+    return outputs.T @ outputs / len(outputs)
+
+
 def slowly_chosen(outputs, kernel, count):
     """Return which units forward selection takes, by least squares for each choice."""
     keep, target = [], outputs @ kernel
@@ -642,14 +647,15 @@ def test_units_are_chosen_by_forward_selection(nb, seed):
     random = np.random.default_rng(seed)
     outputs = np.maximum(random.normal(size=(60, 9)) @ random.normal(size=(9, 9)), 0)
     kernel = random.normal(size=(9, 1 + seed))
-    before = outputs.copy(), kernel.copy()
+    products, single = gram(outputs), gram(outputs.astype("float32"))
+    before = products.copy(), kernel.copy()
     for count in range(10):
-        keep = nb.chosen(outputs, kernel, count)
+        keep = nb.chosen(products, kernel, count)
         assert keep.dtype == bool and keep.sum() == count
         assert np.array_equal(keep, slowly_chosen(outputs, kernel, count))
-        single = nb.chosen(outputs.astype("float32"), kernel.astype("float32"), count)
-        assert np.array_equal(single, keep)
-    assert np.array_equal(outputs, before[0]) and np.array_equal(kernel, before[1])
+        found = nb.chosen(single, kernel.astype("float32"), count)
+        assert np.array_equal(found, keep)
+    assert np.array_equal(products, before[0]) and np.array_equal(kernel, before[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -658,14 +664,16 @@ def test_of_units_that_do_the_same_one_is_chosen(nb, dtype):
     outputs, kernel = random.normal(size=(50, 4)), random.normal(size=(8, 3))
     twice = np.hstack([outputs, outputs * [1, -2, 0.5, 3]]).astype(dtype)
     for count in range(1, 5):
-        keep = nb.chosen(twice, kernel.astype(dtype), count).reshape(2, 4)
+        keep = nb.chosen(gram(twice), kernel.astype(dtype), count).reshape(2, 4)
         assert keep.sum() == count and (keep.sum(axis=0) <= 1).all()
     for count in range(5, 9):
-        assert nb.chosen(twice, kernel.astype(dtype), count).sum() == count
+        assert nb.chosen(gram(twice), kernel.astype(dtype), count).sum() == count
     silent = np.hstack([0 * outputs, outputs]).astype(dtype)
-    assert np.array_equal(nb.chosen(silent, kernel.astype(dtype), 4), np.arange(8) > 3)
+    assert np.array_equal(
+        nb.chosen(gram(silent), kernel.astype(dtype), 4), np.arange(8) > 3
+    )
     for count in range(9):
-        assert nb.chosen(0 * silent, kernel.astype(dtype), count).sum() == count
+        assert nb.chosen(gram(0 * silent), kernel.astype(dtype), count).sum() == count
 
 
 def hidden_outputs(model, images):

@@ -45,7 +45,7 @@ def imported(source):
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module.partition(".")[0])
     names -= sys.stdlib_module_names | {path.stem for path in TESTS}
-    names.discard("pruning")  # the notebook writes it
+    names -= {"pruning", "ai_edge_litert"}  # written here, taken where it is installed
     return {PACKAGES.get(name, name) for name in names}
 
 

@@ -110,7 +110,7 @@ def texts(cells):
     return lines, tables
 
 
-@pytest.mark.parametrize("number", [5, 6, 7, 9, 11])
+@pytest.mark.parametrize("number", [6, 11])
 def test_a_part_that_runs_again_says_the_same(client, number):
     cells = part(client, number)
     before = texts(cells)
