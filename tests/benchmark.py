@@ -41,8 +41,10 @@ def seconds_of(cell):
     return (end - start).total_seconds()
 
 
-def notebook():
+def notebook(limit=None):
     """Execute the notebook in memory; print its times and peak memory.
+
+    Exits with an error if more than `limit` GB were needed.
 
     Runs first: the peak is the largest among child processes so far, which
     count as big as this one until they start their own program.
@@ -62,6 +64,8 @@ def notebook():
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     print(f"{whole:8.1f} s  whole notebook, peak memory {peak / 1e9:.2f} GB")
+    if limit and peak > limit * 1e9:
+        sys.exit(f"more than {limit} GB")
 
 
 def products(nb, kernels, images, rows, backward=False):
@@ -234,9 +238,10 @@ def main():
     only.add_argument("--quick", action="store_true", help="no notebook")
     only.add_argument("--notebook", action="store_true", help="nothing else")
     only.add_argument("--record", action="store_true", help="LeNet-300-100")
+    parser.add_argument("--limit", type=float, help="GB for the notebook")
     options = parser.parse_args()
     if not (options.quick or options.record):
-        notebook()
+        notebook(options.limit)
     if options.notebook:
         return
     nb = load()

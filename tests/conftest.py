@@ -134,6 +134,17 @@ def model(nb):
     return nb.build_mlp((12, 8), seed=0)
 
 
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Collect the garbage of a test, and do not look at what stays again.
+
+    Each copy of a model collects garbage, which takes seconds among many objects.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """Let `plt.show` keep the figures; close all before and afterwards."""

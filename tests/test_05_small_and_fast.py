@@ -335,7 +335,7 @@ STORY = [
     "\nexports = {",
     "\ndecide, batches = ",
     'looks = {"dense": (GRAY',
-    "\nif block in lite:",
+    "\nblock, gone = ",
 ]
 TRIED = ["dense", "dense, int8", "90 % zeros", "90 % zeros in blocks"]
 TRIED += ["95 % zeros in blocks", "80 % of units gone", "80 % of units gone, int8"]
