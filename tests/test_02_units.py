@@ -628,6 +628,7 @@ def masked_step(what, args, masks, gone_in):
     return answer, gone
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.2, 0.5, 0.8, 1)))
 def test_any_graph_is_pruned_and_shrunk(nb, seed, sparsity):

@@ -335,7 +335,7 @@ STORY = [
     "\nexports = {",
     "\ndecide, batches = ",
     'looks = {"dense": (GRAY',
-    "\nblock, gone = ",
+    "block, gone = ",
 ]
 TRIED = ["dense", "dense, int8", "90 % zeros", "90 % zeros in blocks"]
 TRIED += ["95 % zeros in blocks", "80 % of units gone", "80 % of units gone, int8"]
@@ -447,6 +447,19 @@ def test_without_litert_the_part_says_so_and_goes_on(story, capsys):
     ]
     assert names.decide.index.tolist() == OTHERS
     assert [len(points(ax)) for ax in plt.gcf().axes] == [3, 3]
+    assert len(names.claims) == 1, "only that on repaired networks"
+
+
+@pytest.mark.parametrize("refused", ["dense", "80 % of units gone"])
+def test_nothing_is_judged_if_something_to_compare_with_is_refused(nb, story, refused):
+    def exported(model, *optimizations):
+        if model is named[refused] and not optimizations:
+            raise RuntimeError("refused")
+        return nb.exported(model, *optimizations)
+
+    named = {way: what[0] for way, what in story(STORY[:1]).exports.items()}
+    names = story(exported=exported)
+    assert refused not in names.lite and len(names.lite) == 6
     assert len(names.claims) == 1, "only that on repaired networks"
 
 
