@@ -406,7 +406,7 @@ def test_frozen_layers_are_pruned_like_others(nb):
 def test_low_rank_weights_must_be_merged(nb):
     model = network(Dense(5), Dense(4))
     model.layers[0].enable_lora(2)
-    with pytest.raises(ValueError, match=r"lora.*merge LoRA"):
+    with pytest.raises(ValueError, match=r"dense.*merge LoRA"):
         nb.prune(model, "weight", 0.5)
 
 
@@ -559,7 +559,7 @@ def test_copies_normalize_by_the_statistics_of_the_original(nb, holder):
     for own, variable in zip(other.variables, model.variables):
         own.assign(variable)
     assert difference(other, model, rows) > 0.01
-    nb.settle(other)
+    nb.carry_over(model, other)
     assert difference(other, model, rows) == 0
 
 

@@ -460,6 +460,28 @@ def test_images_come_in_any_structure_that_the_model_takes(nb, takes, give):
         assert (cost(columns(layer)) <= 1.001 * cost(exact)).all()
 
 
+def test_a_list_is_not_taken_for_a_dict(nb):
+    """Its order is not that of the names, and Keras refuses it, too."""
+    ends = {name: keras.Input((3,), name=name) for name in ("b", "a")}
+    x = keras.layers.Subtract()([ends["b"], ends["a"]])
+    dense = randomized(keras.Model(ends, keras.layers.Dense(4)(x), name="two"))
+    rows = rows_of(dense)
+    with pytest.raises(ValueError, match=r"dict.*'two'"):
+        nb.repair(dense, dense, [rows["b"], rows["a"]])
+
+
+def test_images_may_be_words(nb):
+    lookup = keras.layers.StringLookup(vocabulary=list("abcdefgh"))
+    parts = lookup, keras.layers.Embedding(9, 6), keras.layers.Flatten()
+    ends = keras.layers.Dense(20, "tanh"), keras.layers.Dense(3)
+    inputs = keras.Input((2,), dtype="string")
+    dense = randomized(keras.Sequential([inputs, *parts, *ends]))
+    words = np.random.default_rng(0).choice([*"abcdefgh"], (200, 2))
+    pruned = nb.prune(dense, "weight", 0.5)
+    better = nb.repair(pruned, dense, words)
+    assert difference(better, dense, words) < difference(pruned, dense, words) / 2
+
+
 def test_images_are_bytes_or_floats(nb, model, data):
     pruned, images = nb.prune(model, "weight", 0.9), data.x_train[:200]
     ways = [nb.repair(pruned, model, x) for x in (images, images.astype("float32"))]

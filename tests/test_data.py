@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import http.client
 import os
+import subprocess
+import sys
 import zlib
 
 import keras
@@ -281,6 +283,22 @@ def test_a_file_that_cannot_be_read_is_no_failed_download(
         nb.load_dataset("mnist")
 
 
+def test_a_file_of_huge_arrays_is_not_read(nb, folder, monkeypatch):
+    arrays = [np.zeros(2 * 10**8, "uint8"), *small()[1:]]
+    write(folder / "mnist.npz", arrays)
+    assert (folder / "mnist.npz").stat().st_size < 10**6
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)
+    with pytest.raises(ValueError, match=r"mnist\.npz.* more than 100 MB"):
+        nb.load_dataset("mnist")
+
+
+def test_a_page_in_place_of_the_file_calls_for_no_pickles(nb, folder):
+    text(folder / "mnist.npz")
+    with pytest.raises(ValueError) as error:
+        nb.load_dataset("mnist")
+    assert "damaged" in str(error.value) and error.value.__suppress_context__
+
+
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("dtype", ["float32", "int64", "int8"])
 def test_a_wrong_dtype_is_named(nb, folder, accepted, position, dtype):
@@ -352,6 +370,12 @@ NO_NETWORK = (
 )
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    """Let Keras's cache be empty."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("failure", NO_NETWORK, ids=repr)
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_network_a_declared_stand_in_is_used(
@@ -376,9 +400,26 @@ DAMAGE = (
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_cache_is_an_error(nb, monkeypatch, failure, name):
     set_loader(monkeypatch, name, failure)
-    with pytest.raises(ValueError, match=f"{name} is damaged") as error:
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
         nb.load_dataset(name)
-    assert error.value.__cause__ is failure
+
+
+def test_a_cached_file_that_cannot_be_replaced_is_an_error(tmp_path):
+    """Keras finds that its file is damaged, and cannot download it again."""
+    (tmp_path / "datasets").mkdir()
+    text(tmp_path / "datasets" / "mnist.npz")
+    unset = ("PRUNING_DATA_DIR", "PRUNING_OFFLINE", "no_proxy", "NO_PROXY")
+    own = {name: v for name, v in os.environ.items() if name not in unset}
+    own |= {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    script = "import conftest; conftest.load().load_dataset('mnist')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=os.path.dirname(__file__),
+        env=own,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.strip().endswith("Keras's mnist is damaged, replace it")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -413,15 +454,23 @@ def assert_stand_in_for(nb, data, name):
 
 @pytest.mark.parametrize("folder_too", [False, True])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("said", ["1", "true", "YES"])
 def test_offline_goes_to_the_stand_in_at_once(
-    nb, monkeypatch, capsys, tmp_path, folder_too, name
+    nb, monkeypatch, capsys, tmp_path, folder_too, name, said
 ):
-    monkeypatch.setenv("PRUNING_OFFLINE", "1")
+    monkeypatch.setenv("PRUNING_OFFLINE", said)
     if folder_too:
         monkeypatch.setenv("PRUNING_DATA_DIR", str(tmp_path))
     data = nb.load_dataset(name)
     assert_stand_in_for(nb, data, name)
     assert_declared(capsys.readouterr().out, data)
+
+
+@pytest.mark.parametrize("said", ["", "0", "False", "no"])
+def test_online_asks_keras(nb, monkeypatch, accepted, said):
+    monkeypatch.setenv("PRUNING_OFFLINE", said)
+    set_loader(monkeypatch, "mnist", accepted)
+    assert_holds(nb.load_dataset("mnist"), "MNIST", accepted)
 
 
 @pytest.mark.parametrize("folder_too", [False, True])
