@@ -375,6 +375,15 @@ def test_a_model_whose_answers_are_random_is_copied(nb):
     assert same_weights(nb.copy_of(model), model.get_weights())
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_model_that_cannot_be_asked_is_copied(nb):
+    """The random example holds a word that it does not know."""
+    parts = layers.Embedding(1, 3), layers.Flatten(), Dense(4), Dense(2)
+    model = network(*parts, shape=(5,), dtype="int32")
+    assert np.isnan(nb.answer(model)).all()
+    assert same_weights(nb.copy_of(model), model.get_weights())
+
+
 # logits, kernels, and other things that have a name
 
 
