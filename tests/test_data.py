@@ -28,8 +28,9 @@ def digest_of(arrays):
 
 
 @pytest.fixture(autouse=True)
-def quiet_surroundings(monkeypatch):
-    """Start without settings, and without a network to reach."""
+def quiet_surroundings(monkeypatch, tmp_path):
+    """Start without settings, with an empty cache, and without a network to reach."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("PRUNING_DATA_DIR", raising=False)
     monkeypatch.delenv("PRUNING_OFFLINE", raising=False)
     for name in NAMES:
@@ -368,12 +369,6 @@ NO_NETWORK = (
     TimeoutError("timed out"),
     http.client.IncompleteRead(b"half"),
 )
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(monkeypatch, tmp_path):
-    """Let Keras's cache be empty."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("failure", NO_NETWORK, ids=repr)

@@ -361,7 +361,7 @@ def test_asking_a_model_changes_nothing_in_it(nb):
         assert all(map(np.array_equal, before, after))
 
 
-@keras.saving.register_keras_serializable("faults")
+@registered
 class Sampling(layers.Layer):
     """A layer that adds noise from a generator that is not its own."""
 
