@@ -52,21 +52,31 @@ def defines(statement):
 
 
 def code_cells(path):
-    """Return the source of a notebook's code cells."""
+    """Return [(source, tags)] of a notebook's code cells."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    return ["".join(source) for source in code]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    return [("".join(c["source"]), c["metadata"].get("tags", [])) for c in code]
 
 
-def cell_with(text):
-    """Return the source of the one code cell of the notebook that holds a text."""
-    (source,) = (cell for cell in code_cells(NOTEBOOK) if text in cell)
+def cell_tagged(tag):
+    """Return the source of the one code cell of the notebook with a tag."""
+    (source,) = (source for source, tags in code_cells(NOTEBOOK) if tag in tags)
     return source
+
+
+def cell_defining(name):
+    """Return the source of the one code cell of the notebook that defines a name."""
+    (found,) = (
+        source
+        for source, _ in code_cells(NOTEBOOK)
+        if any(getattr(s, "name", "") == name for s in ast.parse(source).body)
+    )
+    return found
 
 
 def definitions(path):
     """Return a notebook's imports, constants, functions and classes."""
-    tree = ast.parse("\n".join(code_cells(path)))
+    tree = ast.parse("\n".join(source for source, _ in code_cells(path)))
     kept = []
     for statement in tree.body:
         if isinstance(statement, ast.With):
@@ -87,10 +97,10 @@ def load():
     return module
 
 
-def run_cell(module, text, **results):
-    """Run the one code cell that holds a text on results; return all names."""
-    names = {**vars(module), **results}
-    exec(compile(cell_with(text), "<cell>", "exec"), names)
+def run_cell(module, tag, **results):
+    """Run the code cell with a tag on results; return all names, as attributes."""
+    names = types.SimpleNamespace(**{**vars(module), **results})
+    exec(compile(cell_tagged(tag), f"<cell {tag}>", "exec"), vars(names))
     return names
 
 

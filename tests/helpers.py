@@ -68,15 +68,36 @@ def difference(model, other, rows=None):
     return max(np.abs(x - y).max() / np.abs(x).max() for x, y in pairs)
 
 
-def same_weights(model, values):
-    """Return whether a model has exactly these weights."""
-    return all(map(np.array_equal, model.get_weights(), values))
+def equal(values, others):
+    """Return whether two lists of arrays are the same, value by value."""
+    return len(values) == len(others) and all(map(np.array_equal, values, others))
 
 
 def reloaded(model, folder):
     """Return a model, saved and loaded."""
     model.save(folder / "model.keras")
     return keras.models.load_model(folder / "model.keras")
+
+
+def chain(kernels, activation="relu"):
+    """Return a network of Dense layers, without biases, of given kernels."""
+    parts = [keras.Input((len(kernels[0]),))]
+    for number, kernel in enumerate(kernels, start=1):
+        own = activation if number < len(kernels) else None
+        parts.append(keras.layers.Dense(kernel.shape[1], own, use_bias=False))
+    model = keras.Sequential(parts)
+    model.set_weights(kernels)
+    return model
+
+
+def puts_out(kernels, values):
+    """Return what each layer of a chain puts out, by NumPy alone."""
+    outputs = []
+    for number, kernel in enumerate(kernels, start=1):
+        values = values @ kernel
+        values = np.maximum(values, 0) if number < len(kernels) else values
+        outputs.append(values)
+    return outputs
 
 
 def lowest(scores, sparsity):

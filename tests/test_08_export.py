@@ -1,307 +1,350 @@
-"""What a user would say of `pruning.py`: it is one file, and all that I need.
+"""What a user would say: "My pruned model is neither smaller nor faster."
 
-"The notebook writes it, I put it beside my code and import it. It has the notebook's
-functions and nothing of its experiments, and `help` tells me how to call them."
+"I counted its bytes, timed it as it is, by SciPy, shrunk, and on LiteRT. Tell me which
+of these help, by numbers that I can trust: of models that compute the same. Then give
+me your functions: one file, `pruning.py`, that needs nothing of the notebook."
 """
 
-import ast
-import contextlib
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import warnings
+import zlib
 from pathlib import Path
-
-import nbformat
-import pytest
-from conftest import NOTEBOOK, cell_with, code_cells
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
-
-TESTS = Path(__file__).parent
-FUNCTIONS = "weight_mask unit_mask prune measured_sparsity shrink polynomial_sparsity"
-FUNCTIONS = [*FUNCTIONS.split(), "constant_sparsity", "block_mask", "n_m_mask"]
-FUNCTIONS.append("repair")
-CLASSES = ["Units", "Pruner", "KeepZeros", "Globally"]
-WRITING = '(folder / "pruning.py").write_text('
-ALONE = """
-import sys
-for absent in ("IPython", "ipykernel", "matplotlib", "sklearn", "get_ipython"):
-    sys.modules[absent] = None  # an import of it fails
-import pruning
-"""
-RANDOM = """
-import numpy as np
-
-from keras import Input, Model, Sequential, layers
-
-
-def random_weights(model):
-    random = np.random.default_rng(0)
-    for weight in model.weights:
-        weight.assign(random.uniform(0.1, 1, weight.shape) * random.choice((-1, 1)))
-    return model
-"""
-MODELS = """
-def cnn():
-    own = layers.Conv2D(8, 3, padding="same"), layers.BatchNormalization()
-    own += layers.ReLU(), layers.MaxPooling2D(), layers.Conv2D(6, 3, activation="relu")
-    ends = layers.Flatten(), layers.Dense(10, "relu"), layers.Dense(3)
-    return Sequential([Input((8, 8, 2)), *own, *ends])
-
-
-def residual():
-    x = inputs = Input((8, 8, 2))
-    x = layers.Conv2D(8, 3, activation="relu")(x)
-    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x))
-    x = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.Add()([x, y])))
-    return Model(inputs, layers.Dense(3)(x))
-
-
-images = np.random.default_rng(1).normal(size=(16, 8, 8, 2)).astype("float32")
-for model, left in ((cnn(), (4, 3, 5)), (residual(), (4, 4))):
-    pruned = pruning.prune(random_weights(model), "unit", 0.5)
-    small = pruning.shrink(pruned)
-    kernels = [weight for weight in small.weights if weight.name == "kernel"]
-    assert tuple(kernel.shape[-1] for kernel in kernels[:-1]) == left
-    expected = np.array(pruned(images))
-    assert expected.any(), "there is something to compare"
-    assert np.abs(small(images) - expected).max() <= 1e-5 * np.abs(expected).max()
-"""
-REPAIR = """
-import re
-
-ends = Input((4,)), layers.Dense(5, "relu"), layers.Dense(1)
-model = random_weights(Sequential(ends))
-x = np.random.default_rng(1).normal(size=(999, 4)).cumsum(axis=1)  # they rise together
-pruned = pruning.prune(model, "weight", 0.5)
-before, dense = pruned.get_weights(), model.get_weights()
-repaired = pruning.repair(pruned, model, x, steps=100, damping=0).get_weights()
-for unit, start in enumerate(before[0].T):
-    keep = np.append(start != 0, start.any())  # the bias is free if there are weights
-    wanted = x @ dense[0][:, unit] + dense[1][unit]
-    best = np.linalg.lstsq(np.hstack([x, np.ones((999, 1))])[:, keep], wanted)[0]
-    found = np.append(repaired[0][:, unit], repaired[1][unit])
-    assert np.allclose(found[keep], best, atol=1e-3) and not found[~keep].any()
-assert not np.allclose(repaired[0], before[0], atol=0.1), "there is something to repair"
-(example,) = re.findall("Example: `(.*)`", pruning.repair.__doc__)
-names = {**vars(pruning), "model": model, "images": x}
-exec(example, names)
-assert (names["repaired"].get_weights()[0] == 0).all(axis=0).sum() == round(0.5 * 5)
-"""
-# Tests of the notebook's functions, which the module has to pass as well.
-SHARED = """
-del sys.modules["matplotlib"]  # the tests draw
-sys.path.append(TESTS)
-import test_03_training as training
-
-golden = pruning.polynomial_sparsity(0.8, begin=10, end=30, initial=0.2)
-training.test_a_polynomial_schedule_has_the_golden_values(golden)
-training.test_sparsity_follows_the_schedule_after_every_step(
-    pruning.Pruner("weight", golden, frequency=5), "Adam"
-)
-training.test_a_constraint_of_the_users_is_applied_and_stays(pruning, golden)
-training.test_units_go_with_all_that_is_theirs_and_stay_away(pruning, "average")
-training.test_only_the_kernels_named_are_pruned(pruning)
-training.test_of_equal_weights_the_first_is_removed(pruning)
-training.test_a_small_block_at_the_edge_counts_by_its_own_mean(pruning)
-training.test_a_rule_may_be_called_by_its_name(pruning)
-training.test_a_training_that_stops_early_ends_at_the_final_sparsity(
-    pruning, golden, 12, "Adam", "unit"
-)
-for kind in training.KINDS:
-    training.test_every_rule_works_in_prune(pruning, kind)
-assert "notebook_definitions" not in sys.modules
-"""
-EXAMPLE = """
-import textwrap
+from unittest.mock import Mock
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
+import pytest
+from conftest import NOTEBOOK, cell_defining, cell_tagged, run_cell
+from helpers import answers, difference, equal, randomized, rows_of
+from IPython.core.interactiveshell import InteractiveShell
+from keras import layers
 
-x, y = np.ones((6400, 4), "float32"), np.ones((6400, 1), "float32")
+# work and time
+
+
+def sums(calls, repeats):
+    """Return, in place of medians, what tells calls and their repeats."""
+    return {way: repeats * np.abs(call()).sum() for way, call in calls.items()}
+
+
+def test_networks_are_compared_by_size_work_and_time(nb, data, monkeypatch):
+    cnn = nb.prune(nb.build_cnn((4,), 3), "weight", 0.5)  # zeros and padding count
+    networks = {"dense": nb.build_mlp((12, 8)), "cnn": cnn}
+    images, work = data.x_test[:20], [9584, 9 * 4 * 28**2 + 4 * 14**2 * 3 + 3 * 10]
+    monkeypatch.setattr(nb, "medians", sums)
+    table = nb.compared(networks, images, 7)
+    times = [1000 * 7 * np.abs(own(images)).sum() for own in networks.values()]
+    assert table["milliseconds"].tolist() == pytest.approx(times, rel=1e-4)
+    assert table["parameters"].tolist() == [9584, 36 + 4 + 16 + 2352 + 3 + 30 + 10]
+    assert table["MFLOPs"].tolist() == pytest.approx(np.multiply(2e-6, work))
+
+
+def test_sparse_and_compiled_calls_answer_like_a_network_of_kernels(nb, data, model):
+    images = data.x_test[:20]
+    for sparsity in (0, 0.5, 1):
+        pruned = nb.prune(model, "weight", sparsity)
+        for call in nb.csr_call, nb.compiled:
+            logits, (expected,) = call(pruned, images)(), answers(pruned, images)
+            np.testing.assert_allclose(logits, expected, atol=1e-5)
+    for part in layers.Dense(4), layers.Conv1D(4, 1, use_bias=False):
+        other = keras.Sequential([keras.Input((3, 6)), part])
+        with pytest.raises(ValueError, match=f"{other.name!r}.*without biases"):
+            nb.csr_call(other, rows_of(other))
+
+
+def test_times_are_medians_of_calls_in_turn_once_they_are_warm(nb, monkeypatch):
+    lasting = {"a": [90, 90, 1, 7, 2, 3, 30], "b": [90, 90, 5, 5, 4, 60, 6]}
+    left, spent, turns = {name: iter(x) for name, x in lasting.items()}, [], []
+
+    def call(name):
+        turns.append(name)
+        spent.append(next(left[name]))
+
+    monkeypatch.setattr(nb.time, "perf_counter", lambda: sum(spent))
+    functions = {name: lambda name=name: call(name) for name in lasting}
+    assert nb.medians(functions, 5) == {"a": 3, "b": 5}
+    assert turns == [*"ab"] * 7
+
+
+def test_every_way_is_timed_on_every_batch_and_drawn(nb, data, model, figures):
+    sizes, levels = (1, 32, 1000), (0.5, 0.8, 0.9, 0.95, 0.99)
+    own = {"model": model, "mnist": data, "medians": sums}
+    own["csr_call"] = lambda *given: lambda: 2 * nb.csr_call(*given)()  # to tell it by
+    names = run_cell(nb, "times", **own)
+    assert names.times.index.tolist() == [(n, s) for n in sizes for s in levels]
+    pruned = {s: [model, *(nb.prune(model, r, s) for r in nb.RULES)] for s in levels}
+    for (batch, s), row in names.times.iterrows():
+        images = np.resize(data.x_test, (batch, 28, 28))
+        whole, zeros, units = (np.abs(own(images)).sum() for own in pruned[s])
+        ways = {"zeros, as they are": zeros, "zeros, CSR": 2 * zeros}
+        ways = {way: x / whole for way, x in {**ways, "units gone": units}.items()}
+        assert {**row} == pytest.approx(ways, rel=1e-3)
+    for ax, (n, own) in zip(plt.gcf().axes, names.times.groupby("batch"), strict=True):
+        drawn = {line.get_label(): [*line.get_ydata()] for line in ax.lines}
+        assert drawn == {**own.to_dict("list"), "dense": [1, 1]}, f"batches of {n}"
+
+
+# bytes, and LiteRT
+
+
+def told(names, first=0, **given):
+    """Run cells from number `first` on; return all names, what they print and judge."""
+    tags = "shrunk", "files", "exports", "decide", "decide-claims"
+
+    def medians(calls, repeats):
+        given["asked"].append({way: call() for way, call in calls.items()})
+        return {way: 0.001 * i for i, way in enumerate(calls)}
+
+    given |= {"asked": [], "claims": [], "said": [], "medians": medians}
+    given["check"] = lambda claim, holds, needs=0: given["claims"].append(holds)
+    given["print"] = given["said"].append
+    for tag in tags[first:]:
+        names = run_cell(names, tag, **given)
+    return names
+
+
+@pytest.fixture(scope="module")
+def story(nb, data):
+    """Return the names of the cells on bytes and LiteRT, for a small network."""
+    few = data._replace(x_test=data.x_test[:200], y_test=data.y_test[:200])
+    model, seen = nb.build_mlp((200, 100), seed=0), few.x_train[:100]
+    model = nb.train(model, few, 1, seed=0)
+
+    def repair(pruned, dense, images):
+        assert dense is model and np.array_equal(images, seen), "training rows"
+        return nb.repair(pruned, dense, images, steps=5)
+
+    given = {"mnist": few, "model": model, "IMAGES": len(seen), "repair": repair}
+    given["networks"] = {few.title: [model]}
+    given["inputs"] = {1000: np.resize(few.x_test, (1000, 28, 28))}
+    times = nb.pd.DataFrame(1.0, [[1000], [0.8]], ["zeros, as they are", "units gone"])
+    given["times"] = times.rename_axis(["batch", "sparsity"])
+    names = told(nb, **given)
+    own = {way: what[0] for way, what in names.exports.items() if way in names.lite}
+    names.models = own | names.others  # {way: model}, of all that was compared
+    return names
+
+
+def test_networks_are_repaired_shrunk_and_stored_in_two_forms(nb, story, tmp_path):
+    zeroed, repaired = nb.prune(story.model, "weight", 0.9), story.weights_gone
+    assert nb.measured_sparsity(repaired) == nb.measured_sparsity(zeroed)
+    assert not equal(repaired.get_weights(), zeroed.get_weights()), "it is repaired"
+    assert [v.shape[-1] for v in story.units_gone.weights] == [40, 20, 10]
+    assert difference(story.units_gone, story.units_zero, story.mnist.x_test) <= 1e-5
+    sizes = []
+    for own in (story.model, repaired, story.units_zero, story.units_gone):
+        own.save(tmp_path / "own.keras")
+        content = (tmp_path / "own.keras").read_bytes()
+        sizes.append([len(content) / 1000, len(zlib.compress(content)) / 1000])
+    np.testing.assert_allclose(story.files, sizes, rtol=0.03)
+
+
+def test_all_ways_but_one_compute_what_keras_does_and_are_compared(nb, story, figures):
+    decide, (_, said) = story.decide, story.said
+    assert said.startswith("90 % zeros in blocks, int8: LiteRT cannot do that here. ")
+    assert decide.index.tolist() == [*story.models] and len(decide) == 10
+    for batch, found in zip((1, 32, 256), story.asked, strict=True):
+        assert decide[batch].tolist() == pytest.approx([*range(10)]), "milliseconds"
+        for way, logits in found.items():
+            (expected,) = answers(story.models[way], story.inputs[1000][:batch])
+            off = np.abs(logits - expected).max() / np.abs(expected).max()
+            assert 1e-5 < off < 0.1 if "int8" in way else off <= 1e-4, way
+    for way, row in decide.iterrows():
+        plain = 1000 * nb.stored(story.models[way], packed=True)
+        size = len(story.lite[way]) if way in story.lite else plain
+        assert row["kB"] == pytest.approx(size / 1000, rel=0.02)
+        right = nb.test_accuracy(story.models[way], story.mnist)
+        assert row["%"] == pytest.approx(right, abs=2 if "int8" in way else 1e-9)
+    cost = decide["%"]["dense"] - decide["%"]["90 % zeros in blocks"]
+    assert story.costs == pytest.approx([cost])
+    assert len(story.claims) == 6 and story.claims[-1], "LiteRT answers like Keras"
+    run_cell(story, "decide-drawn")
+    for ax, column in zip(plt.gcf().axes, ("kB", 1), strict=True):
+        drawn = [(*x.get_xdata(), *x.get_ydata()) for x in ax.lines]
+        assert drawn == [*zip(decide[column], decide["%"])], "a point for each way"
+
+
+def test_zeros_that_are_not_stored_and_eight_bits_make_files_smaller(story):
+    sizes = {way: len(content) for way, content in story.lite.items()}
+    values = {way: own.get_weights() for way, own in story.models.items()}
+    left = {way: 4 * sum(map(np.count_nonzero, own)) for way, own in values.items()}
+    for way in ("dense", "80 % of units gone"):
+        assert sizes[way] == pytest.approx(left[way], abs=5000)
+        assert sizes[f"{way}, int8"] == pytest.approx(left[way] / 4, abs=15000)
+    # 4 bytes for each weight left, and at most as many for its place
+    assert left["90 % zeros"] < sizes["90 % zeros"] <= 2 * left["90 % zeros"] + 5000
+    for sparsity, model in story.blocks.items():
+        kept = model.get_weights()[0].reshape(-1, 4, 200).any(axis=1).mean()
+        assert kept == pytest.approx(1 - sparsity, abs=0.01), "blocks of four"
+        way = f"{100 * sparsity:.0f} % zeros in blocks"
+        assert left[way] < sizes[way] <= 1.25 * left[way] + 5000
+
+
+@pytest.mark.parametrize("refused", [None, "dense", "80 % of units gone"])
+def test_what_litert_refuses_is_said_and_not_judged(story, refused):
+    def exported(model, *optimizations):
+        if refused and (model is not story.models[refused] or optimizations):
+            return story.lite["dense"]
+        raise AttributeError("no such flag")
+
+    names = told(story, 2, exported=exported, repair=lambda pruned, *_: pruned)
+    ways = [refused] if refused else [*story.exports]
+    said = [f"{way}: LiteRT cannot do that here. no such flag" for way in ways]
+    assert names.said == said and not {*ways} & names.lite.keys()
+    assert names.decide.index.tolist() == [*names.lite, *story.others]
+    assert len(names.claims) == 1, "only that on repaired networks"
+
+
+@pytest.mark.usefixtures("story")  # what is opened once for all is open
+def test_an_export_leaves_and_says_nothing(nb, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    parts = keras.Input((24,)), layers.Dense(32, "relu"), layers.Dense(3)  # with biases
+    model = nb.prune(randomized(keras.Sequential(parts)), nb.block_mask((4, 1)), 0.75)
+    rows, opened = rows_of(model, count=7), []
+    for _ in range(2):
+        with warnings.catch_warnings(action="error"):
+            call = nb.lite_call(nb.exported(model, "EXPERIMENTAL_SPARSITY"), rows)
+        np.testing.assert_allclose(call(), answers(model, rows)[0], 1e-3, atol=1e-4)
+        assert np.array_equal(call(), call()), "a call may be repeated"
+        opened.append(len([*Path("/proc/self/fd").glob("*")]))  # where Linux has them
+    left = {path.name[:11] for path in tmp_path.iterdir()}
+    assert left <= {"__autograph"}, "but for what TensorFlow clears up at exit"
+    assert opened[0] == opened[1], "files are closed"
+    with pytest.raises(AttributeError, match="FASTER"):
+        nb.exported(model, "FASTER")
+    with pytest.raises(InterruptedError), nb.quiet():
+        os.write(2, b"hidden")
+        raise InterruptedError
+    os.write(2, b"seen")
+    assert capfd.readouterr() == ("", "seen")
+
+
+def test_the_interpreters_own_package_comes_first(nb, data, monkeypatch):
+    own = Mock()
+    for name in ("ai_edge_litert", "ai_edge_litert.interpreter"):
+        monkeypatch.setitem(sys.modules, name, own)
+    with pytest.raises(TypeError):
+        nb.lite_call(b"mine", data.x_test)
+    own.Interpreter.assert_called_once_with(model_content=b"mine", num_threads=1)
+
+
+# the module pruning.py
+NAMES = "weight_mask unit_mask block_mask n_m_mask polynomial_sparsity prune shrink "
+NAMES += "measured_sparsity constant_sparsity repair Units Pruner KeepZeros Globally"
+ALONE = """
+import sys
+absent = "IPython ipykernel matplotlib sklearn get_ipython".split()
+sys.modules.update(dict.fromkeys(absent))  # an import of them fails
+import pruning
+print("imported")
+from helpers import *
+{}
+np.savez("found.npz", *tour(pruning))
+x = np.ones((6400, 4), "float32")
 ends = keras.Input((4,)), keras.layers.Dense(6, "relu"), keras.layers.Dense(1)
-model = keras.Sequential(ends)
+model = randomized(keras.Sequential(ends))
 model.compile("sgd", "mse")
-example = pruning.__doc__.partition("Example:")[2]
-steps = textwrap.dedent(example).splitlines()
-assert len([step for step in steps if "pruning." in step]) >= 3
-exec("\\n".join(steps), {"model": model, "x": x, "y": y})
-saved = keras.models.load_model("small.keras")
-assert [layer.units for layer in saved.layers] == [3, 1]
-assert np.allclose(saved(x[:1]), model(x[:1]), atol=1e-5)
+steps = pruning.__doc__.partition("Example:")[2].replace("\\n    ", "\\n")
+exec(steps, dict(model=model, x=x, y=x[:, :1]))
+assert keras.models.load_model("small.keras").layers[0].units == 3
+names = dict(vars(pruning), model=model, images=x[:99])
+exec(*re.findall("Example: `(.*)`", pruning.repair.__doc__), names)
+assert (names["repaired"].get_weights()[0] == 0).all(axis=0).sum() == 3
 """
 
 
-def cell_of(function):
-    """Return the one code cell of the notebook file that defines a function."""
-    name, _, method = function.__qualname__.partition(".")
-    return cell_with(f"\nclass {name}" if method else f"\ndef {name}(")
+def tour(pruning):
+    """Return what a module's functions, one after another, make of small networks."""
+    layers = keras.layers
+    source = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, activation="relu")(source)
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(x))
+    x = layers.Dense(6, "relu")(layers.Flatten()(layers.Add()([x, y])))
+    model = randomized(keras.Model(source, layers.Dense(3)(x)))
+    rules = [pruning.n_m_mask(1, 3), pruning.block_mask((5, 2)), "weight", "unit"]
+    rules.append(pruning.Globally(pruning.magnitudes))
+    networks = [pruning.prune(model, rule, 0.3) for rule in rules]
+    rising, x = pruning.polynomial_sparsity(0.5, begin=0, end=3), rows_of(model)
+    pruner = pruning.Pruner("unit", rising, frequency=1)
+    for own, callback in zip(networks[2:], (pruning.KeepZeros(), pruner)):
+        own.compile("sgd", "mse")
+        own.fit(x, model(x), 2, callbacks=[callback], shuffle=False, verbose=0)
+    networks += [pruning.shrink(networks[3]), pruning.repair(networks[4], model, x)]
+    shares = np.array([pruning.measured_sparsity(own) for own in networks])
+    return [shares, *(value for own in networks for value in own.get_weights())]
 
 
 @pytest.fixture(scope="module")
-def source(nb):
-    """Return the module that is made of the cells in the notebook file."""
-    return nb.module_of(map(cell_of, nb.parts()))
+def cells(nb):
+    """Return the cells in the notebook file that make up the module."""
+    names = [function.__qualname__.partition(".")[0] for function in nb.parts()]
+    return [*map(cell_defining, names)]
 
 
-@pytest.fixture(scope="module")
-def tree(source):
-    """Return the syntax tree of the module."""
-    return ast.parse(source)
-
-
-@pytest.fixture
-def alone(source, tmp_path):
-    """Return a function that runs a script beside the module, without the notebook."""
-    (tmp_path / "pruning.py").write_text(source, encoding="utf-8")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PRUNING", "PY"))}
-
-    def run(script):
-        done = subprocess.run(
-            [sys.executable, "-c", ALONE + script],
-            cwd=tmp_path,
-            env={**kept, "CUDA_VISIBLE_DEVICES": "-1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    return run
-
-
-def documented(nodes):
-    """Return {name: docstring} of the functions and classes among nodes."""
-    kinds = ast.FunctionDef | ast.ClassDef
-    own = [node for node in nodes if isinstance(node, kinds)]
-    return {node.name: ast.get_docstring(node) or "" for node in own}
-
-
-def test_it_has_what_the_notebook_has_to_offer(tree, nb):
-    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-    classes = [n.name for n in tree.body if isinstance(n, ast.ClassDef)]
-    assert {*FUNCTIONS} <= {*defined} and {*CLASSES} <= {*classes}
-    every = defined + classes
-    assert len(every) == len({*every}), "nothing is defined twice"
-    assert all(hasattr(nb, name) for name in every)
-
-
-def test_it_has_nothing_of_the_experiments(tree):
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    experiments = "datasets networks mnist fashion build_mlp train evaluate check plt"
-    assert not names & {*experiments.split(), "SEEDS", "LOSS", "tf", "get_ipython"}
-
-
-def test_it_runs_nothing_when_it_is_imported(alone, tmp_path):
-    assert alone("") == ""
+def test_alone_it_does_what_the_notebook_does(nb, cells, tmp_path):
+    (tmp_path / "pruning.py").write_text(nb.module_of(cells), encoding="utf-8")
+    script = [sys.executable, "-c", ALONE.format(inspect.getsource(tour))]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PRUNING", "PY"))}
+    env |= {"PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("imported"), "an import says nothing"
     left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
-    assert left == {"pruning.py"}
+    assert left == {"pruning.py", "found.npz", "small.keras"}, "an import leaves files"
+    found = np.load(tmp_path / "found.npz").values()
+    for own, expected in zip(found, tour(nb), strict=True):
+        np.testing.assert_allclose(own, expected, atol=1e-6)
+        assert np.array_equal(own == 0, expected == 0), "the same zeros"
 
 
-def test_every_name_in_it_is_defined_and_used_and_every_line_fits(source):
-    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=88"]
-    rules = ["--select=F,E,W", "--ignore=E402", "--stdin-filename=pruning.py", "-"]
-    done = subprocess.run(ruff + rules, input=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-def test_it_names_no_place_on_a_machine(source, tree):
+def test_it_has_what_the_notebook_offers_and_nothing_of_its_experiments(nb, cells):
+    source = nb.module_of(cells)
+    every = re.findall(r"^(?:def|class) (\w+)", source, re.MULTILINE)
+    assert {*NAMES.split()} <= {*every} <= vars(nb).keys()
+    assert len(every) == len({*every}), "nothing is defined twice"
+    others = r"\b(build_mlp|evaluate|datasets|mnist|fashion|plt|SEEDS|LOSS|tf)\b"
+    assert not re.search(others, source) and "MIT License" in source
     here = str(Path.home()), str(NOTEBOOK.parent), tempfile.gettempdir(), os.getcwd()
     assert not [place for place in here if place != "/" and place in source]
-    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
-    texts = "\n".join(text for text in texts if isinstance(text, str))
-    assert not re.search(r"(^|[\s\"'(=])(/\w|~/|[A-Z]:\\)", texts)
-    assert "MIT License" in source
+    assert not re.search(r"(^|[\s\"'(=])(/\w|~/|[A-Z]:\\)", source), "it is a place"
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=88"]
+    rules = ["--select=F,E,W,D1", "--ignore=E402,D107", "--stdin-filename=a.py", "-"]
+    done = subprocess.run(ruff + rules, input=source, capture_output=True, text=True)
+    assert done.returncode == 0, "all is defined, used and described: " + done.stdout
 
 
-def test_everything_in_it_has_a_docstring(tree):
-    assert ast.get_docstring(tree)
-    texts = documented(ast.walk(tree))
-    assert not [name for name in texts if not texts[name] and name != "__init__"]
+def test_help_tells_how_to_call_it(nb):
+    for name in NAMES.split():
+        text = inspect.getdoc(getattr(nb, name))
+        assert re.search(r"^Args(, \w+)*:", text, re.MULTILINE), name
+        if name.islower():  # a function
+            assert re.search(r"^(\w+, )*Raises(, \w+)*:", text, re.MULTILINE), name
+            assert text.startswith("Return "), name
 
 
-@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
-def test_help_tells_how_to_call_it(tree, name):
-    text = documented(tree.body)[name]
-    assert re.search(r"^Args(, \w+)*:", text, re.MULTILINE)
-    if name in FUNCTIONS:
-        assert text.startswith("Return ")
-        assert re.search(r"^(\w+, )*Raises(, \w+)*:", text, re.MULTILINE)
-
-
-def test_networks_are_pruned_and_shrunk_by_it(alone):
-    alone(RANDOM + MODELS)
-
-
-def test_networks_are_repaired_by_it(alone):
-    alone(RANDOM + REPAIR)
-
-
-def test_the_example_at_its_top_runs(alone):
-    alone(EXAMPLE)
-
-
-def test_it_passes_tests_of_the_notebooks_functions(alone):
-    alone(SHARED.replace("TESTS", repr(str(TESTS))))
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    """Return a client that has run the cells of tools, and the folder it works in."""
-    folder = tmp_path_factory.mktemp("working")
-    cells = [cell for cell in code_cells(NOTEBOOK) if "# @title Tools:" in cell]
-    cells = [code_cells(NOTEBOOK)[0], *cells, cell_with(WRITING)]
-    book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
-    client = NotebookClient(
-        book, timeout=600, resources={"metadata": {"path": str(folder)}}
-    )
-    env = {**os.environ, "PRUNING_OFFLINE": "1"}
-    env.pop("PRUNING_EXPORT", None)
-    with client.setup_kernel(env=env):
-        for index, cell in enumerate(book.cells[:-1]):
-            with contextlib.suppress(CellExecutionError):  # some need results
-                client.execute_cell(cell, index)
-        yield client, folder
-
-
-def written(client, place):
-    """Let a kernel run the cell that writes, and return what it printed."""
-    export = "os.environ.pop('PRUNING_EXPORT', None)"
-    if place:
-        export = f"os.environ['PRUNING_EXPORT'] = {str(place)!r}"
-    before = nbformat.v4.new_code_cell(f"import os\n{export}")
-    client.nb.cells.append(before)
-    client.execute_cell(before, len(client.nb.cells) - 1)
-    last = nbformat.v4.new_code_cell(cell_with(WRITING))
-    client.nb.cells.append(last)
-    return client.execute_cell(last, len(client.nb.cells) - 1).outputs[0].text
-
-
-def test_the_notebook_writes_it_where_it_is_told(kernel, source, tmp_path):
-    client, folder = kernel
-    text = written(client, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["pruning.py"]
-    assert (tmp_path / "pruning.py").read_text(encoding="utf-8") == source
-    assert str(len(source.splitlines())) in text
-    assert not (folder / "pruning.py").exists()
-
-
-def test_otherwise_the_notebook_writes_it_where_it_works(kernel, source):
-    client, folder = kernel
-    written(client, None)
-    assert (folder / "pruning.py").read_text(encoding="utf-8") == source
-    assert [path.name for path in folder.iterdir()] == ["pruning.py"]
-
-
-def test_a_cell_that_was_changed_and_run_again_counts(kernel, tmp_path):
-    client, _ = kernel
-    cell = cell_with("\nclass KeepZeros")
-    for changed in (cell + "\n\nMINE = 1\n", cell):
-        own = nbformat.v4.new_code_cell(changed)
-        client.nb.cells.append(own)
-        client.execute_cell(own, len(client.nb.cells) - 1)
-        written(client, tmp_path)
-        text = (tmp_path / "pruning.py").read_text(encoding="utf-8")
-        assert ("MINE = 1" in text) == (changed is not cell)
+def test_it_is_written_as_run_where_told(nb, cells, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setitem(sys.modules, nb.__name__, nb)  # a shell puts its own there
+    shell, cell = InteractiveShell(user_ns={**vars(nb)}), cell_defining("KeepZeros")
+    (tmp_path / "own").mkdir()
+    for text in (*cells, cell_defining("module_of")):
+        shell.run_cell(text).raise_error()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PRUNING_EXPORT", raising=False)
+    for place, text in (".", cell), ("own", cell + "\n\nMINE = 1\n"), ("own", cell):
+        shell.run_cell(text).raise_error()
+        shell.run_cell(cell_tagged("export")).raise_error()
+        written = Path(place, "pruning.py").read_text(encoding="utf-8")
+        assert written.replace("\n\nMINE = 1", "") == nb.module_of(cells)
+        assert ("MINE" in written) == ("MINE" in text), "a cell that ran again counts"
+        assert f" {len(written.splitlines())} " in capsys.readouterr().out
+        Path(place, "pruning.py").unlink()
+        monkeypatch.setenv("PRUNING_EXPORT", str(tmp_path / "own"))
+    assert not [*tmp_path.rglob("pruning.py")], "it is written nowhere else"

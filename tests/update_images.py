@@ -16,8 +16,8 @@ def pictures(notebook):
     """Return {path: PNG bytes} of what a notebook's tagged cells have drawn."""
     found = {}
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        tags = [tag.split("-", 1) for tag in cell["metadata"].get("tags", ())]
-        for name in [name for kind, name in tags if kind == "picture"]:
+        tags = [tag.partition("-") for tag in cell["metadata"].get("tags", ())]
+        for name in [name for kind, _, name in tags if kind == "picture"]:
             for output in cell["outputs"]:
                 if png := "".join(output.get("data", {}).get("image/png", "")):
                     found[ROOT / "images" / f"{name}.png"] = base64.b64decode(png)
