@@ -7,7 +7,6 @@ import math
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import tensorflow as tf
 from conftest import run_cell, run_on_two_devices
@@ -502,25 +501,31 @@ def test_two_lines_prune_a_network_and_show_a_staircase(nb, data, figures, capsy
     assert line.get_drawstyle() == "steps-post"
 
 
-def test_a_recovery_is_an_arrow_from_one_shot_to_each_way(nb, figures):
-    weights = {"one-shot": 20, "repaired": 60, "fine-tuned": 90}
-    units = {"one-shot": 50, "fine-tuned": 80, "from scratch": 45}
-    table = pd.DataFrame({("weight", 0.95): weights, ("unit", 0.9): units}).T
-    dense = {("A", 1): 97.5, ("B", 2): 87.5}
-    names = {"frontier": pd.concat({"a": table, "b": table - 1})}
-    names |= {"datasets": {"a": 1, "b": 2}, "networks": {"a": ["A", 0], "b": ["B", 0]}}
-    run_cell(nb, "recovery-drawn", test_accuracy=lambda *own: dense[own], **names)
-    numbers = dict(zip((1, 2, 3, 5, 6, 7), (*weights.values(), *units.values())))
-    for ax, title, best, one in zip(plt.gcf().axes, "ab", dense.values(), (0, 1)):
+def test_ways_back_are_tabled_and_drawn_as_arrows_from_one_shot(nb, figures):
+    ways = {"weight": {"one-shot": 20, "repaired": 60, "fine-tuned": 90}}
+    ways["unit"] = {"one-shot": 50, "repaired": 80, "from scratch": 45}
+    dense, plan = {"A": 97.5, "B": 87.5}, (3, nb.SEEDS[0])
+
+    def recover(network, lower, rule, s, *own):
+        assert network in dense and own == plan
+        return ((way, x - lower) for way, x in ways[rule].items())
+
+    names = {"datasets": {"b": 0, "a": 1}, "networks": {"b": ["A", 0], "a": ["B", 0]}}
+    names |= {"recover": recover, "test_accuracy": lambda x, _: dense.get(x, x)}
+    names = run_cell(nb, "frontier", **names)
+    for (title, rule, _), row in names.frontier.iterrows():
+        assert {**row.dropna() + "ba".index(title)} == ways[rule]
+    run_cell(names, "recovery-drawn")
+    for ax, title, best, lower in zip(plt.gcf().axes, "ba", dense.values(), (0, 1)):
         assert ax.get_title() == f"{title}, dense {best}"
-        said = {t.get_position()[1]: t.get_text() for t in ax.texts if t.get_text()}
-        assert {y: f"{x - one:.1f}" for y, x in numbers.items()}.items() <= said.items()
+        said = [float(t.get_text()) for t in ax.texts if t.get_text()[2:3] == "."]
+        assert [x + lower for x in said] == [20, 60, 90, 20, 60, 90, 50, 80, 45]
         *dots, line = ax.lines
-        places = [(*dot.get_xydata()[0],) for dot in dots]
-        assert places == [(20 - one, 1), (50 - one, 5), (45 - one, 7)]
+        places = [(x + lower, y) for x, y in (dot.get_xydata()[0] for dot in dots)]
+        assert places == [(20, 1), (20, 5), (50, 9), (45, 11)]
         assert [*line.get_xdata()] == [best] * 2, "the dense network"
         arrows = [t for t in ax.texts if isinstance(t, plt.Annotation)]
-        ends = [(t.xyann[0] + one, t.xy[0] + one, t.xy[1]) for t in arrows]
-        assert ends == [(20, 60, 2), (20, 90, 3), (50, 80, 6)]
+        ends = [(t.xyann[0] + lower, t.xy[0] + lower) for t in arrows]
+        assert ends == [(20, 60), (20, 90), (20, 60), (20, 90), (50, 80)]
         scale, right = ax.xaxis.get_transform(), np.array([0.0, 50, 75, 87.5])
         assert np.allclose(np.diff(scale.transform(right)), np.log(2)), "errors halve"
