@@ -172,7 +172,7 @@ def repairing(nb):
             "repair": lambda: nb.repair(pruned, dense, images),
             "bare": products(nb, dense.get_weights(), images, 1000),
         },
-        rounds=7,
+        rounds=5,
     )
     ratio = best["repair"] / best["bare"]
     print(
