@@ -110,7 +110,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, two)
-nb, weights = conftest.load(), []
+nb = conftest.load()
 """
 
 

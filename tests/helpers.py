@@ -22,6 +22,11 @@ class Closed(keras.Model):
         return self.last(self.first(inputs))
 
 
+@keras.saving.register_keras_serializable("tests")
+class DenseOfMyOwn(keras.layers.Dense):
+    """A user's Dense layer: whatever it does, nobody can know."""
+
+
 def randomized(model, seed=0, gain=1.0, shift=0.5):
     """Give all weights of a model, statistics too, random values; return it."""
     random = np.random.default_rng(seed)

@@ -509,12 +509,3 @@ def test_only_logits_are_measured(nb, last):
     model.layers[-1].activation = keras.activations.get(last)
     with pytest.raises(ValueError, match="'net' puts out probabilities"):
         nb.evaluate(nb.prune(randomized(model), "weight", 0.5), ROWS, labels)
-
-
-def test_sparse_rows_are_for_kernels_alone(nb, model):
-    pruned, rows = nb.prune(model, "weight", 0.5), rows_of(model)
-    assert np.allclose(nb.csr_call(pruned, rows)(), pruned(rows), atol=1e-5)
-    convolution = [keras.Input((4, 6)), layers.Conv1D(3, 2, use_bias=False)]
-    for other in (dense(), keras.Sequential(convolution)):
-        with pytest.raises(ValueError, match=f"{other.name!r}.*without biases"):
-            nb.csr_call(other, ROWS)

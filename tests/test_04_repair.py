@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cell
-from helpers import Closed, difference, equal, lowest, randomized, reloaded, rows_of
+from helpers import (
+    Closed,
+    DenseOfMyOwn,
+    difference,
+    equal,
+    lowest,
+    randomized,
+    reloaded,
+    rows_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import Input, Model, Sequential, layers
@@ -173,11 +182,6 @@ def test_no_unit_gets_worse_whatever_it_reads(nb, seed, damping):
 # a whole network
 
 
-@keras.saving.register_keras_serializable("tests")
-class OwnDense(Dense):
-    """A user's Dense layer: whatever it does, nobody can know."""
-
-
 def in_halves():
     """Return a chain of convolutions and Dense layers in half precision."""
     own, less = {"dtype": "mixed_float16"}, {"dtype": "mixed_bfloat16"}
@@ -195,7 +199,10 @@ def branching():
     twice = Dense(6, "tanh", name="stays_twice")
     sides = layers.SeparableConv2D(5, 3, **same), layers.DepthwiseConv2D(3, **same)
     sides += Conv2D(6, 3, **same, groups=2, name="stays"), Conv2D(4, 1, 1, "same")
-    sides += Conv2D(8, 1, **first, name="stays_first"), OwnDense(5, name="stays_own")
+    sides += (
+        Conv2D(8, 1, **first, name="stays_first"),
+        DenseOfMyOwn(5, name="stays_own"),
+    )
     sides += twice, twice, layers.Conv2DTranspose(4, 3, **same)
     x = layers.ReLU()(Concatenate()([side(x) for side in sides]))
     words = layers.Embedding(3, 6)(layers.StringLookup(vocabulary=["0", "1"])(age))
@@ -275,7 +282,10 @@ BOTH, NAN = ("pruned", "dense"), "finite, not nan"
 COUNT = "images for each input, equally many"
 REFUSED = {
     "shrunk": ("not shrunk", lambda small, x: {"pruned": small}),
-    "other kinds": ("`pruned` was", lambda *_: {"dense": dense_chain(kind=OwnDense)}),
+    "other kinds": (
+        "`pruned` was",
+        lambda *_: {"dense": dense_chain(kind=DenseOfMyOwn)},
+    ),
     "unbuilt": ("a graph", lambda *_: dict.fromkeys(BOTH, Sequential([Dense(4)]))),
     "own class": ("cannot copy 'own'", lambda *_: {"dense": Closed()}),
     "no image": (COUNT, lambda _, x: {"images": x[:0]}),
