@@ -207,7 +207,7 @@ def exporting(nb):
         calls = dict(enumerate(nb.lite_call(content, images) for content in contents))
         whole, sparse = nb.medians(calls, rounds).values()
         print(
-            f"{1000 * sparse:8.3f} ms LiteRT, {batch} images, 90 % zeros in blocks: "
+            f"{1000 * sparse:8.3f} ms LiteRT, {batch} images, 90% zeros in blocks: "
             f"{whole / sparse:.2f} times as fast as dense"
         )
 
@@ -218,8 +218,8 @@ def record(nb, data, epochs=40, seeds=range(3)):
         errors = [nb.lenet_error(data, kept, epochs, s) for s in seeds]
         mean, low, high = sum(errors) / len(errors), min(errors), max(errors)
         print(
-            f"LeNet-300-100, {kept} % kept, {epochs} epochs: error "
-            f"{mean:.2f} % ({low:.2f} to {high:.2f}, {len(errors)} seeds)"
+            f"LeNet-300-100, {kept}% kept, {epochs} epochs: error "
+            f"{mean:.2f}% ({low:.2f} to {high:.2f}, {len(errors)} seeds)"
         )
 
 

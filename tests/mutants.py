@@ -52,8 +52,8 @@ test_01_rules.py
     ties = np.flatnonzero(scores == highest_removed)
     ties = np.roll(np.flatnonzero(scores == highest_removed), count)
   n:m counts from the wrong end
-    keep = groups.rank(method="first", ascending=False) <= n
-    keep = groups.rank(method="first") <= n
+    keep = (ranks >= m - n)
+    keep = (ranks < n)
   blocks of the other shape
     np.indices(flat.shape), block_size)
     np.indices(flat.shape), block_size[::-1])
@@ -164,8 +164,8 @@ test_08_export.py
     chosen = [getattr(tf.lite.Optimize, name) for name in optimizations]
     chosen = []
   a module without a function
-    first = (\n        clone_of,
-    first = (
+    first = clone_of, copy_of,
+    first = copy_of,
 """
 
 

@@ -309,6 +309,20 @@ class Around(keras.Model):
 
 
 @registered
+class Doubled(keras.Model):
+    """A functional model with a `call` of its own, which tells all that it takes."""
+
+    def __init__(self, **options):
+        super().__init__(inputs := keras.Input((6,)), Dense(5)(inputs), **options)
+
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@registered
 class Times(layers.Layer):
     """A layer that forgets to tell its factor."""
 
@@ -329,6 +343,7 @@ OWN = {
     "own training": lambda: Trained(x := keras.Input((6,)), Dense(2)(Dense(6)(x))),
     "own constructor": Around,
     "around another": lambda: Around(depth=2),
+    "inside a network": lambda: network(Doubled(), Dense(4)),
     "forgets what is the default": lambda: network(Dense(4), Times()),
 }
 MISCOPIED = {
@@ -476,6 +491,7 @@ REFUSED = [
     ("no units", lambda nb: (OWN["own call"](), "unit", ["own/first/kernel"])),
     ("'own' has no Input, or has a `call`", lambda nb: (OWN["own call"](), "weight")),
     ("not 'weights'", lambda nb: (dense(), "weights")),
+    ("or a function, not None", lambda nb: (dense(), None)),
     ("'a': merge LoRA", lambda nb: (network(Dense(5, name="a", lora_rank=2)), "unit")),
     ("the kernel's shape", lambda nb: (dense(), lambda kernel, _: kernel[0] > 0)),
     ("a/kernel': block (7, 1) exc", lambda nb: (dense(), nb.block_mask((7, 1)))),

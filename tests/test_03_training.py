@@ -140,6 +140,7 @@ REFUSED = [("constant", (x,), words) for x, words in WRONG]
 REFUSED += [("polynomial", (x, 0, 10), words) for x, words in WRONG]
 REFUSED += [("polynomial", (0.8, 0, 10, x), words) for x, words in WRONG]
 REFUSED += [("polynomial", (0.8, *x), "step {} to step {}".format(*x)) for x in STEPS]
+REFUSED += [("polynomial", (0.8, 0, 10, 0, x), f"power .* {x}") for x in (0, -1)]
 REFUSED += [("constant", (0.8, -1), "step -1")]
 REFUSED += [("Pruner", ("unit", abs, x), f"frequency .* {x}") for x in (0, -5, 0.5)]
 
@@ -491,7 +492,7 @@ def test_two_lines_prune_a_network_and_show_a_staircase(nb, data, figures, capsy
     names = run_cell(nb, "schedules", mnist=data)
     assert names.halfway == names.rising.end == 10
     assert round(nb.measured_sparsity(names.sparse), 3) == 0.95
-    right = f"{nb.test_accuracy(names.sparse, data):.1f} % right"
+    right = f"{nb.test_accuracy(names.sparse, data):.1f}% right"
     assert f"95.0% of the weights are zero, {right}" in capsys.readouterr().out
     rising = nb.Pruner("weight", nb.polynomial_sparsity(0.95, 0, 20), frequency=10)
     run_cell(nb, "in-training", mnist=data, rising=rising)

@@ -379,7 +379,7 @@ def test_fewer_images_are_tried_on_validation_rows(nb, data):
     drawn, given = slow_functions()
     given |= {"model": "m", "mnist": rows}
     few = run_cell(nb, "few-images", **given).few
-    cases = ("90 % of the units", "unit", 0.9), ("95 % of the weights", "weight", 0.95)
+    cases = ("90% of the units", "unit", 0.9), ("95% of the weights", "weight", 0.95)
     assert [*few] == [0, 100, 250, 1000, 5000] and len(few) == 2
     for (name, *case), n in itertools.product(cases, few):
         own = (("m", *case), "m", range(n)) if n else ("m", *case)

@@ -96,8 +96,8 @@ def test_a_tag_names_one_cell_that_a_test_uses():
 
 # the story: results early, prose around them, functions in cells of their own
 
-BUDGETS = {"first-pruning": (120, 40), "sweeps": (2620, 330), "moves": (2620, 450)}
-BUDGETS["all-claims"] = 2620, 2620  # lines of all cells to there, of those not folded
+BUDGETS = {"first-pruning": (120, 40), "sweeps": (2600, 330), "moves": (2600, 450)}
+BUDGETS["all-claims"] = 2600, 2600  # lines of all cells to there, of those not folded
 
 
 @pytest.mark.parametrize("tag", BUDGETS)
@@ -234,13 +234,13 @@ def test_claims_are_plain_sentences_that_the_outputs_say_were_checked():
     verdicts = [f"checked: {claim}" for claim in CLAIMS]
     for verdict, (cell, _, _) in zip(verdicts, CHECKS):
         assert verdict in outputs_text(cell).splitlines()
-    last = [" ".join(line.split()) for line in outputs_text(CODE[-1]).splitlines()]
-    assert last == verdicts, "the last table lists every claim"
+    every = f"{len(CLAIMS)} of {len(CLAIMS)} claims were checked"
+    assert outputs_text(CODE[-1]).strip() == every
 
 
 def numbers_in(claim, before=""):
     """Return the ways to write each number in a claim that stands behind some words."""
-    for word, percent in re.findall(f"{before}{NUMBER}(?=((?: to \\d+)? %)?)", claim):
+    for word, percent in re.findall(f"{before}{NUMBER}(?=((?: to \\d+)?%)?)", claim):
         n = WORDS.get(word) or float(word.replace(",", ""))
         yield [n, n / 100, 1 - n / 100] if percent else [n, 1 / n if n else 0]
 

@@ -147,7 +147,7 @@ def test_networks_are_repaired_shrunk_and_stored_in_two_forms(nb, story, tmp_pat
 
 def test_all_ways_but_one_compute_what_keras_does_and_are_compared(nb, story, figures):
     decide, (_, said) = story.decide, story.said
-    assert said.startswith("90 % zeros in blocks, int8: LiteRT cannot do that here. ")
+    assert said.startswith("90% zeros in blocks, int8: LiteRT cannot do that here. ")
     assert decide.index.tolist() == [*story.models] and len(decide) == 10
     for batch, found in zip((1, 32, 256), story.asked, strict=True):
         assert decide[batch].tolist() == pytest.approx([*range(10)]), "milliseconds"
@@ -161,7 +161,7 @@ def test_all_ways_but_one_compute_what_keras_does_and_are_compared(nb, story, fi
         assert row["kB"] == pytest.approx(size / 1000, rel=0.02)
         right = nb.test_accuracy(story.models[way], story.mnist)
         assert row["%"] == pytest.approx(right, abs=2 if "int8" in way else 1e-9)
-    cost = decide["%"]["dense"] - decide["%"]["90 % zeros in blocks"]
+    cost = decide["%"]["dense"] - decide["%"]["90% zeros in blocks"]
     assert story.costs == pytest.approx([cost])
     assert len(story.claims) == 6 and story.claims[-1], "LiteRT answers like Keras"
     run_cell(story, "decide-drawn")
@@ -174,19 +174,19 @@ def test_zeros_that_are_not_stored_and_eight_bits_make_files_smaller(story):
     sizes = {way: len(content) for way, content in story.lite.items()}
     values = {way: own.get_weights() for way, own in story.models.items()}
     left = {way: 4 * sum(map(np.count_nonzero, own)) for way, own in values.items()}
-    for way in ("dense", "80 % of units gone"):
+    for way in ("dense", "80% of units gone"):
         assert sizes[way] == pytest.approx(left[way], abs=5000)
         assert sizes[f"{way}, int8"] == pytest.approx(left[way] / 4, abs=15000)
     # 4 bytes for each weight left, and at most as many for its place
-    assert left["90 % zeros"] < sizes["90 % zeros"] <= 2 * left["90 % zeros"] + 5000
+    assert left["90% zeros"] < sizes["90% zeros"] <= 2 * left["90% zeros"] + 5000
     for sparsity, model in story.blocks.items():
         kept = model.get_weights()[0].reshape(-1, 4, 200).any(axis=1).mean()
         assert kept == pytest.approx(1 - sparsity, abs=0.01), "blocks of four"
-        way = f"{100 * sparsity:.0f} % zeros in blocks"
+        way = f"{100 * sparsity:.0f}% zeros in blocks"
         assert left[way] < sizes[way] <= 1.25 * left[way] + 5000
 
 
-@pytest.mark.parametrize("refused", [None, "dense", "80 % of units gone"])
+@pytest.mark.parametrize("refused", [None, "dense", "80% of units gone"])
 def test_what_litert_refuses_is_said_and_not_judged(story, refused):
     def exported(model, *optimizations):
         if refused and (model is not story.models[refused] or optimizations):
