@@ -122,17 +122,17 @@ test_04_repair.py
     readers = [Reader(models[1], batches) for own in models]
 test_05_experiments.py
   a seed is ignored in training
-    keras.utils.set_random_seed(seed)\n    rows
-    keras.utils.set_random_seed(0)\n    rows
+    keras.utils.set_random_seed(seed)\n    x, y = data
+    keras.utils.set_random_seed(0)\n    x, y = data
   a seed is ignored in the network
     keras.utils.set_random_seed(seed)\n    own = {"use_bias"
     keras.utils.set_random_seed(0)\n    own = {"use_bias"
   validation rows in training
-    rows = {"x": data.x_train, "y": data.y_train,
-    rows = {"x": data.x_val, "y": data.y_val,
+    x, y = data.x_train, data.y_train
+    x, y = data.x_val, data.y_val
   test rows in a choice
-    right = evaluate(models[-1], data.x_val, data.y_val)["accuracy"]
-    right = evaluate(models[-1], data.x_test, data.y_test)["accuracy"]
+    accuracy = evaluate(models[-1], data.x_val, data.y_val)["accuracy"]
+    accuracy = evaluate(models[-1], data.x_test, data.y_test)["accuracy"]
   parameters of dead units count
     left |= {id(v): cut(v, keep[read], keep[written]) for v in layer.weights}
     left |= {id(v): v.numpy() for v in layer.weights}
