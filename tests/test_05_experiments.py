@@ -90,7 +90,7 @@ def test_networks_are_trained_from_their_seeds_on_training_rows_only(nb, data, c
     poison |= {name: 9 - getattr(data, name) for name in ("y_val", "y_test")}
     models = nb.train_several(data._replace(**poison), (12, 8), 1, seeds=(0, 3))
     start, _, told = capsys.readouterr().out.partition(": ")
-    assert start == f"{data.title}, right on validation rows"
+    assert start == f"{data.title}, right on validation images"
     for model, seed, percent in zip(models, (0, 3), told.split(), strict=True):
         alone = nb.train(nb.build_mlp((12, 8), seed), data, 1, seed)
         assert equal(model.get_weights(), alone.get_weights())
@@ -414,7 +414,7 @@ def test_copies_are_repaired_and_trained_on_with_their_seeds(nb, data, three, ca
     given = {"population": three, "fashion": data, "IMAGES": 100}
     run_cell(nb, "tuned", **given, repair=anew, fine_tune=anew)
     right = measured(three[0], data.x_val, data.y_val)[0]
-    told = capsys.readouterr().out.partition("right on validation rows:")[2]
+    told = capsys.readouterr().out.partition("right on validation images:")[2]
     assert told.split() == [f"{right:.1%}"] * 3
     for seed, own in enumerate(three):
         (pruned, dense, images), (start, *plan) = asked[2 * seed :][:2]
