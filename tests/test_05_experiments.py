@@ -215,12 +215,13 @@ def test_moves_are_medians_in_typical_initial_weights(nb):
     start, other = nb.build_mlp(units, nb.SEEDS[0]), nb.build_mlp(units, 9)
     given = {"networks": {"One": [other, None], "Two": [start]}, "HIDDEN_UNITS": units}
     moved = run_cell(nb, "moves", **given, **QUIET).moved
-    for layer, before, after in zip(moved, start.get_weights(), other.get_weights()):
+    pairs = zip(range(1, 5), start.get_weights(), other.get_weights())
+    for layer, before, after in pairs:
         far = np.abs(after - before) / np.sqrt(np.mean(before**2))
         largest = far[~lowest(np.abs(after), 0.97).reshape(far.shape)]
         expected = np.median(far), np.median(largest)
-        assert moved.loc["One"][layer].tolist() == pytest.approx(expected, 1e-4)
-    assert not moved.loc["Two"].any(axis=None)
+        assert moved.loc["One", layer].tolist() == pytest.approx(expected, 1e-4)
+    assert len(moved) == 8 and not moved.loc["Two"].any(axis=None)
 
 
 def test_a_line_is_a_mean_and_its_band_the_range(nb):
@@ -528,18 +529,20 @@ def test_choices_for_repair_are_tabled_as_means(nb, data, three):
         return other
 
     networks, ways = {"One": three[:2], "Two": three[2:]}, ("one-shot", "repaired")
-    places = pd.MultiIndex.from_product([TITLES, [*nb.RULES], ways])
-    known = pd.DataFrame(np.arange(40).reshape(8, 5), places, nb.HIGH)
+    every = "best public", *ways
+    places = pd.MultiIndex.from_product([TITLES[::-1], [*nb.RULES], every])
+    known = pd.DataFrame(np.arange(60).reshape(12, 5), places, nb.HIGH)
     given = {"datasets": dict.fromkeys(TITLES, data), "networks": networks}
     given |= {"recovered": known, "repair": mixed, "IMAGES": 50}
     found, images = run_cell(nb, "patterns", **given).choices, data.x_train[:100]
-    assert found.shape == (2 * 3, 2 * 3)
-    assert found["repaired", 0.9]["Two", "unit"] == known[0.9].iloc[7]
-    for title, (way, s) in itertools.product(TITLES, found):
+    rules = *nb.RULES, "unit, greedy"
+    assert [*found.index] == [*itertools.product(TITLES, rules, ways)]
+    assert found[0.9]["Two", "unit", "repaired"] == known[0.9].iloc[5]
+    for title, way, s in itertools.product(TITLES, ways, found):
         both = [(nb.prune(x, nb.Greedy(x, images), s), x) for x in networks[title]]
         both = [mixed(*x, images[:50]) if way == ways[1] else x[0] for x in both]
         mean = np.mean([nb.test_accuracy(x, data) for x in both])
-        assert found[way, s][title, "unit, greedy"] == pytest.approx(mean)
+        assert found[s][title, "unit, greedy", way] == pytest.approx(mean)
 
 
 def test_each_layer_is_pruned_alone_on_validation_rows(nb, model, data, three):
@@ -564,10 +567,12 @@ def test_pieces_are_as_large_as_they_are_called(nb, data):
     for s, line in zip((0.5, 0.75), plt.gca().lines):
         rules = nb.weight_mask, nb.n_m_mask(4 - 4 * s, 4), *blocks, nb.unit_mask
         right = [nb.test_accuracy(nb.prune(model, rule, s), data) for rule in rules]
-        assert line.get_xdata().tolist() == pytest.approx(right)
+        assert line.get_ydata().tolist() == pytest.approx(right)
         for own, rule in zip(names.pieces.values(), rules, strict=True):
             assert equal(*([x(model.get_weights()[1], s)] for x in (own, rule)))
-    assert [t.get_text() for t in plt.gca().get_yticklabels()] == [*names.pieces]
+    ticks = zip(plt.gca().get_xticks(), plt.gca().get_xticklabels())
+    labels = {x: t.get_text() for x, t in ticks if t.get_text()}
+    assert labels == dict(enumerate(names.pieces))
 
 
 def test_a_small_dense_network_is_the_least_that_is_large_enough(nb):

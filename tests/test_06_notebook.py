@@ -116,7 +116,10 @@ def test_the_notebook_is_short_and_shows_something():
 
 def test_functions_stand_in_tool_cells_and_those_not_about_pruning_are_folded():
     topics = "log lines|the data|copying|training and|drawing|checked claims"
-    topics += "|what Keras calls|what layers do|the units|what is alive"
+    topics += (
+        "|what Keras calls|what layers do|the units|what is alive|what can be|least"
+    )
+    topics += "|masks that|keeping zeros|pruning while|two small|trying a|writing a"
     assert is_folded(CODE[0])
     for cell in CODE[1:]:
         tool = cell.source.startswith("# @title Tools: ")

@@ -42,7 +42,8 @@ def test_networks_are_compared_by_size_work_and_time(nb, data, monkeypatch):
     times = [1000 * 7 * np.abs(own(images)).sum() for own in networks.values()]
     assert table["milliseconds"].tolist() == pytest.approx(times, rel=1e-4)
     assert table["parameters"].tolist() == [9584, 36 + 4 + 16 + 2352 + 3 + 30 + 10]
-    assert table["MFLOPs"].tolist() == pytest.approx(np.multiply(2e-6, work))
+    more = table["MFLOPs"].to_numpy() / np.multiply(2e-6, work)
+    assert ((1 <= more) & (more <= 1.25)).all(), "scaling and biases count, too"
 
 
 def test_sparse_and_compiled_calls_answer_like_a_network_of_kernels(nb, data, model):
@@ -149,8 +150,9 @@ def test_all_ways_but_one_compute_what_keras_does_and_are_compared(nb, story, fi
     decide, (_, said) = story.decide, story.said
     assert said.startswith("90% zeros in blocks, int8: LiteRT cannot do that here. ")
     assert decide.index.tolist() == [*story.models] and len(decide) == 10
-    for batch, found in zip((1, 32, 256), story.asked, strict=True):
-        assert decide[batch].tolist() == pytest.approx([*range(10)]), "milliseconds"
+    columns = zip((1, 32, 256), [*decide][2:], story.asked, strict=True)
+    for batch, column, found in columns:
+        assert decide[column].tolist() == pytest.approx([*range(10)]), "milliseconds"
         for way, logits in found.items():
             (expected,) = answers(story.models[way], story.inputs[1000][:batch])
             off = np.abs(logits - expected).max() / np.abs(expected).max()
@@ -160,14 +162,17 @@ def test_all_ways_but_one_compute_what_keras_does_and_are_compared(nb, story, fi
         size = len(story.lite[way]) if way in story.lite else plain
         assert row["kB"] == pytest.approx(size / 1000, rel=0.02)
         right = nb.test_accuracy(story.models[way], story.mnist)
-        assert row["%"] == pytest.approx(right, abs=2 if "int8" in way else 1e-9)
-    cost = decide["%"]["dense"] - decide["%"]["90% zeros in blocks"]
+        assert row["accuracy (%)"] == pytest.approx(
+            right, abs=2 if "int8" in way else 1e-9
+        )
+    right = decide["accuracy (%)"]
+    cost = right["dense"] - right["90% zeros in blocks"]
     assert story.costs == pytest.approx([cost])
     assert len(story.claims) == 6 and story.claims[-1], "LiteRT answers like Keras"
     run_cell(story, "decide-drawn")
-    for ax, column in zip(plt.gcf().axes, ("kB", 1), strict=True):
+    for ax, column in zip(plt.gcf().axes, ("kB", "ms for one image"), strict=True):
         drawn = [(*x.get_xdata(), *x.get_ydata()) for x in ax.lines]
-        assert drawn == [*zip(decide[column], decide["%"])], "a point for each way"
+        assert drawn == [*zip(decide[column], right)], "a point for each way"
 
 
 def test_zeros_that_are_not_stored_and_eight_bits_make_files_smaller(story):
