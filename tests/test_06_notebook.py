@@ -97,7 +97,7 @@ def test_a_tag_names_one_cell_that_a_test_uses():
 # the story: results early, prose around them, functions in cells of their own
 
 BUDGETS = {"first-pruning": (120, 40), "sweeps": (2600, 330), "moves": (2600, 450)}
-BUDGETS["all-claims"] = 2600, 2600  # lines of all cells to there, of those not folded
+BUDGETS["all-claims"] = 2600, 1100  # lines of all cells to there, of those not folded
 
 
 @pytest.mark.parametrize("tag", BUDGETS)
@@ -114,12 +114,8 @@ def test_the_notebook_is_short_and_shows_something():
     assert not re.search("c{4,}", kinds), "more than three code cells in a row"
 
 
-def test_functions_stand_in_tool_cells_and_those_not_about_pruning_are_folded():
-    topics = "log lines|the data|copying|training and|drawing|checked claims"
-    topics += (
-        "|what Keras calls|what layers do|the units|what is alive|what can be|least"
-    )
-    topics += "|masks that|keeping zeros|pruning while|two small|trying a|writing a"
+def test_functions_stand_in_tool_cells_and_most_are_folded():
+    shown = "the two rules|the sweep|ways to get|sensitivity|ranking all"
     assert is_folded(CODE[0])
     for cell in CODE[1:]:
         tool = cell.source.startswith("# @title Tools: ")
@@ -127,7 +123,7 @@ def test_functions_stand_in_tool_cells_and_those_not_about_pruning_are_folded():
         defines = any(isinstance(s, DEFINITIONS) for s in body(cell))
         assert tool or not defines, f"a function: {place(cell)}"
         assert not (tool and cell.outputs), f"shows something: {place(cell)}"
-        wanted = tool and bool(re.match(f".*({topics})", cell.source))
+        wanted = tool and not re.match(f"# @title Tools: ({shown})", cell.source)
         assert is_folded(cell) == wanted, f"folded or not: {place(cell)}"
 
 

@@ -80,7 +80,15 @@ def test_conda_binder_and_ci_install_the_pins():
     for path in (ROOT / "README.md", ROOT / ".ci" / "run"):
         lines = path.read_text().splitlines()
         assert "pip install -r requirements.txt && pytest" in lines, path
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    for script in (ROOT / ".ci" / "run", ROOT / "binder" / "start"):
+        assert os.access(script, os.X_OK)
+
+
+def test_binder_starts_with_an_allocator_that_gives_memory_back():
+    command = [ROOT / "binder" / "start", "env"]
+    started = subprocess.run(command, capture_output=True, text=True, check=True)
+    wanted = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1", "MALLOC_MMAP_THRESHOLD_=4194304"}
+    assert wanted <= {*started.stdout.splitlines()}
 
 
 def test_repo2docker_picks_pip_and_python_3_12():
