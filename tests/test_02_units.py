@@ -793,7 +793,7 @@ COUNTED = {  # products: each weight of a kernel, at each place where it is appl
     "Conv2D": (Conv2D(5, 3, **BARE), (8, 7, 2), 6 * 5 * 9 * 2 * 5),
     "strides": (Conv2D(5, 3, 2, "same", **BARE), (8, 7, 2), 4 * 4 * 9 * 2 * 5),
     "depthwise": (layers.DepthwiseConv2D(3, **BARE), (8, 8, 4), 36 * 9 * 4),
-    "pool": (layers.Flatten(), (6, 5, 4), 0),
+    "flatten": (layers.Flatten(), (6, 5, 4), 0),
 }
 
 
